@@ -1,0 +1,55 @@
+# Every target sets up .venv by itself; nothing is installed outside it.
+#
+#   make quickstart      teach a small LLaMA to think, on two CPU cores
+#   make test            every test that needs no GPU
+#   make recipes         the quick-start on all its seeds
+#   make test-kernels    the full matrix of the kernel tests
+#   make lint            ruff and pyright
+#
+# PYTHON=python3.12      which Python builds .venv (3.11 or later)
+# TORCH_INDEX=URL        where torch comes from besides pip's own index. On Linux without a GPU,
+#                        https://download.pytorch.org/whl/cpu spares a download of some gigabytes.
+# WORKERS=4              processes that run the tests
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+WORKERS ?= 2
+SEEDS ?= 0 1 2
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+THREADS := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+
+.DELETE_ON_ERROR:
+.PHONY: setup quickstart test recipes test-kernels lint clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "$(PYTHON) is older than 3.11; give another one: make PYTHON=python3.12" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
+	    -c constraints.txt -e '.[dev]'
+	@touch $@
+
+quickstart: setup
+	$(BIN)/thinkrl train quickstart
+
+test: setup
+	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) -m 'not slow'
+
+recipes: setup
+	for seed in $(SEEDS); do $(BIN)/thinkrl train quickstart seed=$$seed || exit 1; done
+	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) -m slow --ignore=tests/kernels tests
+
+test-kernels: setup
+	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) -k 'attention or masks or logprob or kernel'
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+clean:
+	rm -rf .venv build thinkrl.egg-info .pytest_cache .ruff_cache
