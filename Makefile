@@ -49,6 +49,7 @@ test-kernels: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@mkdir -p .venv/root && ln -sfn ../.. .venv/root/thinkrl
 	$(BIN)/pyright
 
 clean:
