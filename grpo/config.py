@@ -85,7 +85,6 @@ class DataConfig:
     )
     limit: int | None = setting(None, "use only the first so many training rows")
     eval_limit: int | None = setting(None, "use only the first so many eval rows")
-    shuffle: bool = setting(True, "a new order each epoch, from the seed")
 
 
 @dataclass(frozen=True)
@@ -146,6 +145,7 @@ class GRPOConfig(OptimConfig):
     num_generations: int = setting(8, "G: completions per prompt")
     steps_per_generation: int = setting(1, "optimizer steps that one round of sampling feeds")
     num_iterations: int = setting(1, "mu: passes over each sampled batch")
+    shuffle_dataset: bool = setting(True, "a new order of prompts each epoch, from the seed")
     shared_prefix: bool = setting(True, "compute a group's prompt once in training (exact)")
 
     max_completion_length: int = setting(256, "tokens")
@@ -166,6 +166,9 @@ class GRPOConfig(OptimConfig):
     )
     scale_rewards: Literal["group", "batch", "none"] | None = setting(
         None, "what advantages are divided by; absent: the preset's"
+    )
+    multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = setting(
+        "sum_then_normalize", "normalize_then_sum: each reward by itself (GDPO, arXiv 2601.05242)"
     )
     objective: dict[str, Any] = setting({}, "any other field of objectives.Objective")
 

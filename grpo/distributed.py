@@ -1,0 +1,57 @@
+"""What the trainers need of several processes: gathered objects, summed metrics, one voice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from .objectives import Mean, Metrics, merge_metrics
+
+Item = TypeVar("Item")
+
+
+def gather_objects(items: Sequence[Item]) -> list[Item]:
+    """The items of all processes, in rank order, on every process."""
+    if not _running():
+        return list(items)
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, list(items))
+    return [item for part in parts for item in part]
+
+
+def gather_interleaved(items: Sequence[Item]) -> list[Item]:
+    """Items dealt out as `all[rank::world_size]`, back in their common order on every process."""
+    if not _running():
+        return list(items)
+    world_size = dist.get_world_size()
+    parts: list[Any] = [None] * world_size
+    dist.all_gather_object(parts, list(items))
+    total = sum(map(len, parts))
+    return [parts[i % world_size][i // world_size] for i in range(total)]
+
+
+def reduce_metrics(metrics: Metrics) -> dict[str, float]:
+    """Metrics of all processes as numbers: means by weight, extremes by name (.../min, .../max)."""
+    parts = gather_objects([_on_cpu(metrics)])
+    return {name: float(value) for name, value in sorted(merge_metrics(parts).items())}
+
+
+def _on_cpu(metrics: Metrics) -> Metrics:
+    """Detached copies of plain numbers: an object is pickled to travel."""
+    return {
+        name: Mean(*(part.detach().double().cpu() for part in value))
+        if isinstance(value, Mean)
+        else value.detach().double().cpu()
+        for name, value in metrics.items()
+    }
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set on any process; the same answer everywhere."""
+    return any(gather_objects([flag]))
+
+
+def _running() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
