@@ -1,11 +1,10 @@
 """The policy-gradient losses as pure functions of log-probs: one table of presets, one loss.
 
-An objective is a row of `PRESETS`: how advantages are made, at which level the ratio is taken, how
-it is clipped, how token losses add up, and which KL is added. With lp, old, ref, sampled the
-log-probs of the completion tokens under the policy, the policy that the step started from, the
-reference and the sampler; m the completion mask; L = sum m of a sequence:
+An objective is a row of `PRESETS` (presets.py). With lp, old, ref, sampled the log-probs of the
+completion tokens under the policy, the policy that the step started from, the reference and the
+sampler; m the completion mask; L = sum m of a sequence:
 
-    r = exp(lp - old) per token, or exp(sum m (lp - old) / L) per sequence
+    r = exp(lp - old) per token, exp(sum m (lp - old) / L) per sequence, or exp(sum m (lp - old))
     token loss = clip rule(r, A) * off-policy mask * entropy mask * sampler correction + beta * KL
     loss = sum of the token losses, aggregated / denominator - entropy_coef * mean entropy
 
@@ -15,138 +14,20 @@ the losses of its parts, whatever the parts: micro-batches, packed rows or ranks
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args, get_type_hints
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-# exp of a log-ratio stays finite in float32 (< 1.2e26), so a clipped token's gradient is 0, not NaN.
+from .presets import PRESETS as PRESETS
+from .presets import Objective as Objective
+from .presets import resolve as resolve
+
+# exp of it stays finite in float32 (1.1e26): a clipped token's gradient is then 0, not NaN.
 MAX_LOG_RATIO = 60.0
-_MIN_LOG_WEIGHT, _MAX_LOG_WEIGHT = math.log(1e-8), 20.0  # VESPO's clamps on a sequence's log-weight
-
-
-@dataclass(frozen=True)
-class Objective:
-    """A row of the preset table. `scale_rewards` and `baseline` are for `group_advantages`."""
-
-    scale_rewards: Literal["group", "batch", "none"] = "group"
-    baseline: Literal["mean", "leave_one_out", "batch"] = "mean"
-    importance_sampling_level: Literal["token", "sequence"] = "token"
-    # ppo: min(r A, clamp(r, 1 - epsilon, 1 + epsilon_high) A); none: r A.
-    # cispo: sg(min(r, epsilon_high)) A lp; reinforce: A lp; sapo, gmpo, vespo: see _clip_rule.
-    clip: Literal["ppo", "cispo", "sapo", "gmpo", "vespo", "reinforce", "none"] = "ppo"
-    epsilon: float = 0.2
-    epsilon_high: float | None = None  # None: epsilon
-    delta: float | None = None  # two-sided: r <= delta where A < 0 (INTELLECT-2, 2505.07291)
-    dual_clip: float | None = None  # c > 1: the loss of A < 0 is at most -c A (1912.09729)
-    sapo_temperature_pos: float = 1.0
-    sapo_temperature_neg: float = 1.05
-    vespo_k_pos: float = 2.0
-    vespo_lambda_pos: float = 3.0
-    vespo_k_neg: float = 3.0
-    vespo_lambda_neg: float = 2.0
-    aggregation: Literal["sequence_mean", "token_mean", "constant", "sequence_sum"] = "token_mean"
-    max_completion_length: int | None = None  # of "constant"; None: the width of the batch
-    beta: float = 0.0
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    kl_place: Literal["loss", "reward"] = "loss"  # reward: see kl_in_reward; the loss adds none
-    kl_ratio_factor: bool = False  # times r: unbiased off-policy (DeepSeek-V3.2, 2512.02556)
-    entropy_coef: float = 0.0
-    top_entropy_quantile: float = 1.0  # train on the most uncertain share of tokens (2506.01939)
-    # w = exp(old - sampled) per token or, summed, per sequence; bounded or set to 0 outside bounds.
-    # truncate: TIS (fengyao.notion.site/off-policy-rl); mask: MIS, IcePop (ringtech.notion.site).
-    importance_correction: Literal[
-        "none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"
-    ] = "none"
-    importance_min: float | None = None
-    importance_max: float | None = 3.0
-    # Drop sequences with A < 0 and mean(sampled - lp) above it (DeepSeek-V3.2, 2512.02556).
-    off_policy_mask_threshold: float | None = None
-
-    def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
-            value, allowed = getattr(self, name), get_args(hint)
-            if allowed and isinstance(allowed[0], str) and value not in allowed:
-                raise ValueError(f"{name}={value!r}: must be one of {', '.join(allowed)}")
-        if self.epsilon < 0 or self.high < 0:
-            raise ValueError(f"epsilon={self.epsilon}, epsilon_high={self.high}: must be >= 0")
-        if self.dual_clip is not None and self.dual_clip <= 1:
-            raise ValueError(f"dual_clip={self.dual_clip}: must be above 1, or None for off")
-        if not 0 < self.top_entropy_quantile <= 1:
-            raise ValueError(f"top_entropy_quantile={self.top_entropy_quantile}: need 0 < q <= 1")
-
-    @property
-    def high(self) -> float:
-        return self.epsilon if self.epsilon_high is None else self.epsilon_high
-
-
-# Published settings, with beta = 0 throughout: a KL to the reference is asked for by beta.
-PRESETS: dict[str, Objective] = {
-    # DeepSeek-R1, 2501.12948 eq. 1-3, as in DeepSeekMath, 2402.03300. The paper leaves open: ddof
-    # of the group's std (ours: 1), the epsilon under it (1e-4), and the clip range (0.2, as PPO).
-    "grpo": Objective(aggregation="sequence_mean"),
-    # Dr. GRPO, 2503.20783: no division by length or std, which favour long wrong answers.
-    "dr_grpo": Objective(scale_rewards="none", aggregation="constant"),
-    # DAPO, 2503.14476: token mean, clip-higher 0.2 / 0.28.
-    "dapo": Objective(epsilon_high=0.28),
-    # BNPO as TRL names it: a token mean with the symmetric clip.
-    "bnpo": Objective(),
-    # GSPO, 2507.18071, section 5.1: ratio of sequences, per-token geometric mean.
-    "gspo": Objective(
-        importance_sampling_level="sequence",
-        epsilon=3e-4,
-        epsilon_high=4e-4,
-        aggregation="sequence_mean",
-    ),
-    # LUSPO, 2602.05261: GSPO with each sequence weighted by its length.
-    "luspo": Objective(importance_sampling_level="sequence", aggregation="sequence_sum"),
-    # CISPO, MiniMax-M1, 2506.13585: the ratio is a capped constant weight, no token is dropped.
-    # epsilon_high is the cap itself; 5.0 is ScaleRL's, 2510.13786.
-    "cispo": Objective(clip="cispo", epsilon_high=5.0),
-    # GMPO, 2507.20673: geometric mean of the token ratios, log-ratios clipped at +-0.4.
-    "gmpo": Objective(clip="gmpo", epsilon=0.4, aggregation="sequence_mean"),
-    # SAPO, 2511.20347: a sigmoid gate instead of a clip, temperature 1.0 for A > 0, else 1.05.
-    "sapo": Objective(clip="sapo", aggregation="sequence_mean"),
-    # VESPO, 2602.10693: smooth weight w^k e^(lambda (1 - w)) of the whole sequence's ratio w.
-    "vespo": Objective(clip="vespo"),
-    # RLOO, 2402.14740: REINFORCE on whole sequences, leave-one-out baseline, KL in the reward.
-    "rloo": Objective(
-        scale_rewards="none",
-        baseline="leave_one_out",
-        clip="none",
-        aggregation="sequence_sum",
-        kl_estimator="k1",
-        kl_place="reward",
-    ),
-    # REINFORCE++, 2501.03262: no group; whitened over the batch, PPO clip, KL in the reward.
-    "reinforce_pp": Objective(
-        scale_rewards="batch", baseline="batch", kl_estimator="k1", kl_place="reward"
-    ),
-}
-
-
-def resolve(preset: str | Objective, **overrides: object) -> Objective:
-    """The preset's row with some fields replaced; ValueError names the nearest known name."""
-    if isinstance(preset, str):
-        if preset not in PRESETS:
-            raise ValueError(f"preset={preset!r}: unknown{_nearest(preset, PRESETS)}")
-        preset = PRESETS[preset]
-    fields = [field.name for field in dataclasses.fields(Objective)]
-    for name in overrides:
-        if name not in fields:
-            raise ValueError(f"{name}: not a setting of an objective{_nearest(name, fields)}")
-    return dataclasses.replace(preset, **overrides)  # type: ignore[arg-type]
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    known = list(known)
-    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {match[0]!r}?" if match else f"; known: {', '.join(known)}"
+_MIN_LOG_WEIGHT, _MAX_LOG_WEIGHT = math.log(1e-8), 20.0  # of VESPO's sequence weight
 
 
 class Mean(NamedTuple):
@@ -221,61 +102,303 @@ def policy_loss(
     `advantages_B` may be [B, T]. `sampling_logprobs_BT`: what the sampler reported, NaN = unknown.
     `denominator` is the global `loss_denominator`; None counts this batch. `num_tokens` is the
     global count of completion tokens: the entropy bonus is a mean over tokens whatever the
-    aggregation, and needs it wherever `denominator` is given. `entropy_threshold` fixes the bound
-    of the top-entropy mask; None takes the quantile of this batch, the one thing here that depends
-    on how a batch is split. Computed in float32, in float64 if logprobs are. Metrics are `Mean`s
-    and extremes: float() reads one, `merge_metrics` adds them up. Raises ValueError on shapes that
-    do not agree or when a setting lacks its tensor.
+    aggregation, and needs it wherever `denominator` is given and counts something else.
+    `entropy_threshold` fixes the bound of the top-entropy mask; None takes the quantile of this
+    batch, the one thing here that depends on how a batch is split. Computed in float32, in float64
+    if logprobs are. Metrics are `Mean`s and extremes: float() reads one, `merge_metrics` adds them
+    up. Raises ValueError on shapes that do not agree or when a setting lacks its tensor.
     """
-    objective = resolve(preset, **overrides)
-    _check_inputs(objective, logprobs_BT, ref_logprobs_BT, sampling_logprobs_BT, entropy_BT)
-    dtype = torch.promote_types(logprobs_BT.dtype, torch.float32)
-    mask = _like("mask_BT", mask_BT, logprobs_BT).to(dtype)
-
-    def on_mask(name: str, x: Tensor | None) -> Tensor | None:
-        return None if x is None else _like(name, x, mask).to(dtype).where(mask > 0, 0.0)
-
-    lp = on_mask("logprobs_BT", logprobs_BT)
-    assert lp is not None
-    old = on_mask("old_logprobs_BT", old_logprobs_BT)
-    old = lp.detach() if old is None else old.detach()
-    ref = on_mask("ref_logprobs_BT", ref_logprobs_BT)
-    sampled = on_mask("sampling_logprobs_BT", sampling_logprobs_BT)
-    entropy = on_mask("entropy_BT", entropy_BT)
-    A = (advantages_B[:, None] if advantages_B.dim() == 1 else advantages_B).to(dtype).detach()
-    if A.shape not in ((mask.shape[0], 1), mask.shape):
-        raise ValueError(f"advantages of shape {tuple(advantages_B.shape)}: need [B] or [B, T]")
-
-    certain = mask
-    if objective.top_entropy_quantile < 1 and entropy is not None:
-        quantile = objective.top_entropy_quantile
-        certain = _top_entropy(entropy.detach(), mask, quantile, entropy_threshold)
-    weight = _importance_weight(old, sampled, mask, objective)
-    log_ratio = (lp - old).clamp(max=MAX_LOG_RATIO)
-    level = log_ratio if objective.importance_sampling_level == "token" else _mean(log_ratio, mask)
-    ratio = level.exp()
-    loss_BT = _clip_rule(objective, ratio, A, lp, log_ratio, mask, certain, weight)
-    keep = torch.ones_like(mask[:, :1])
-    if objective.off_policy_mask_threshold is not None:
-        gap = torch.nan_to_num((old if sampled is None else sampled) - lp.detach())
-        far = _mean(gap, mask) > objective.off_policy_mask_threshold
-        keep = 1.0 - ((A < 0) & far).to(dtype)
-    loss_BT = loss_BT * keep
-    if objective.clip != "gmpo":  # its geometric mean has already left the other tokens out
+    o = resolve(preset, **overrides)
+    _check_tensors(o, ref_logprobs_BT, sampling_logprobs_BT, entropy_BT)
+    tokenwise = (old_logprobs_BT, ref_logprobs_BT, sampling_logprobs_BT, entropy_BT)
+    x = _on_mask(logprobs_BT, mask_BT, advantages_B, *tokenwise)
+    certain = _top_entropy(o, x, entropy_threshold)
+    weight = _importance_weight(o, x)
+    log_ratio = (x.lp - x.old).clamp(max=MAX_LOG_RATIO)
+    ratio = _at_level(o, log_ratio, x.mask).exp()
+    keep = _off_policy_keep(o, x)
+    loss_BT = _clip_rule(o, x, log_ratio, ratio, certain, weight) * keep
+    if o.clip != "gmpo":  # its geometric mean has already left the other tokens out
         loss_BT = loss_BT * certain
-    if objective.clip != "vespo":  # its sequence weight already holds the correction
+    if o.clip != "vespo":  # its sequence weight already holds the correction
         loss_BT = loss_BT * weight
     kl = None
-    if ref is not None:
-        kl = kl_estimate(lp, ref, objective.kl_estimator)
-        kl = kl * ratio if objective.kl_ratio_factor else kl
-        if objective.beta != 0 and objective.kl_place == "loss":
-            loss_BT = loss_BT + objective.beta * kl
-    loss = _aggregate(loss_BT * mask, mask, objective, denominator)
-    if objective.entropy_coef != 0:
-        assert entropy is not None
-        acting = certain.sum() if denominator is None else _share(num_tokens, objective)
-        bonus = (entropy * certain).sum() / max(float(acting), 1.0)
-        loss = loss - objective.entropy_coef * bonus
-    metrics = _metrics(objective, ratio, A, mask, lp, old, sampled, weight, keep, kl, entropy)
-    return loss, metrics
+    if x.ref is not None:
+        kl = kl_estimate(x.lp, x.ref, o.kl_estimator) * (ratio if o.kl_ratio_factor else 1.0)
+        if o.beta != 0 and o.kl_place == "loss":
+            loss_BT = loss_BT + o.beta * kl
+    loss = _aggregate(o, loss_BT * x.mask, x.mask, denominator)
+    if o.entropy_coef != 0:
+        loss = loss - o.entropy_coef * _mean_entropy(o, x, certain, denominator, num_tokens)
+    return loss, _metrics(o, x, log_ratio, ratio, weight, keep, kl)
+
+
+class _Tensors(NamedTuple):
+    """Log-probs, entropy and mask [B, T] and advantages [B, 1] or [B, T]; 0 where masked out."""
+
+    lp: Tensor
+    old: Tensor
+    ref: Tensor | None
+    sampled: Tensor | None
+    entropy: Tensor | None
+    A: Tensor
+    mask: Tensor
+
+
+def _check_tensors(
+    o: Objective, ref: Tensor | None, sampled: Tensor | None, entropy: Tensor | None
+) -> None:
+    uses_ref = o.beta != 0 and o.kl_place == "loss"
+    uses_entropy = o.entropy_coef != 0 or o.top_entropy_quantile < 1
+    correction = f"importance_correction={o.importance_correction!r}"
+    for name, tensor, used, reason in (
+        ("ref_logprobs_BT", ref, uses_ref, f"beta={o.beta}"),
+        ("sampling_logprobs_BT", sampled, o.importance_correction != "none", correction),
+        ("entropy_BT", entropy, uses_entropy, "entropy_coef or top_entropy_quantile"),
+    ):
+        if used and tensor is None:
+            raise ValueError(f"{name}=None: {reason} needs it")
+
+
+def _on_mask(lp: Tensor, mask: Tensor, advantages: Tensor, *others: Tensor | None) -> _Tensors:
+    """The tensors in one dtype and, so that no NaN or inf leaks, 0 wherever the mask is."""
+    dtype = torch.promote_types(lp.dtype, torch.float32)
+    names = ("logprobs", "old_logprobs", "ref_logprobs", "sampling_logprobs", "entropy")
+    for name, value in zip(names, (lp, *others), strict=True):
+        if value is not None and (value.shape != mask.shape or value.dim() != 2):
+            shapes = f"{tuple(value.shape)} beside a mask of {tuple(mask.shape)}"
+            raise ValueError(f"{name}_BT of shape {shapes}: need [B, T] both")
+    seen = mask > 0
+    lp = lp.to(dtype).where(seen, 0.0)
+    old, ref, sampled, entropy = (
+        None if value is None else value.to(dtype).where(seen, 0.0) for value in others
+    )
+    A = advantages[:, None] if advantages.dim() == 1 else advantages
+    if A.shape not in ((mask.shape[0], 1), mask.shape):
+        raise ValueError(f"advantages of shape {tuple(advantages.shape)}: need [B] or [B, T]")
+    acts = seen if A.shape == seen.shape else seen.any(1, keepdim=True)
+    A = A.detach().to(dtype).where(acts, 0.0)
+    old = lp.detach() if old is None else old.detach()
+    return _Tensors(lp, old, ref, sampled, entropy, A, mask.to(dtype))
+
+
+def _mean(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Mean over the masked-in tokens of each sequence -> [B, 1]; 0 where there are none."""
+    return (values_BT * mask_BT).sum(1, keepdim=True) / mask_BT.sum(1, keepdim=True).clamp(min=1.0)
+
+
+def _at_level(o: Objective, log_ratio: Tensor, mask: Tensor) -> Tensor:
+    if o.importance_sampling_level == "token":
+        return log_ratio
+    if o.importance_sampling_level == "sequence":
+        return _mean(log_ratio, mask)
+    return (log_ratio * mask).sum(1, keepdim=True).clamp(max=MAX_LOG_RATIO)
+
+
+def _clip_rule(
+    o: Objective, x: _Tensors, log_ratio: Tensor, ratio: Tensor, certain: Tensor, weight: Tensor
+) -> Tensor:
+    """Minus the surrogate of each token [B, T] or sequence [B, 1]; lp carries the gradient."""
+    A = x.A
+    if o.clip == "none":
+        return -ratio * A
+    if o.clip == "reinforce":
+        return -A * x.lp
+    if o.clip == "cispo":
+        return -ratio.detach().clamp(max=o.high) * A * x.lp
+    if o.clip == "sapo":
+        tau = _by_sign(A > 0, o.sapo_temperature_pos, o.sapo_temperature_neg, A)
+        return -torch.sigmoid(tau * (ratio - 1)) * 4 / tau * A
+    if o.clip == "gmpo":
+        one_sided = torch.where(A > 0, log_ratio.clamp(max=o.high), log_ratio.clamp(min=-o.epsilon))
+        return -_mean(one_sided, certain).exp() * A
+    if o.clip == "vespo":
+        return -_vespo_weight(o, x, weight) * A * x.lp
+    bounded = ratio.clamp(1 - o.epsilon, 1 + o.high)
+    free = ratio if o.delta is None else ratio.clamp(max=o.delta)
+    gain = torch.minimum(free * A, bounded * A)
+    if o.dual_clip is not None:
+        gain = torch.where(A < 0, torch.maximum(gain, o.dual_clip * A), gain)
+    return -gain
+
+
+def _by_sign(positive: Tensor, yes: float, no: float, like: Tensor) -> Tensor:
+    return torch.full_like(like, no).masked_fill(positive, yes)
+
+
+@torch.no_grad()
+def _vespo_weight(o: Objective, x: _Tensors, weight: Tensor) -> Tensor:
+    """exp(lambda) w^k exp(-lambda w) of the sequence's ratio w, sampler correction included."""
+    log_ratio = (x.lp - x.old).clamp(-_MAX_LOG_WEIGHT, _MAX_LOG_WEIGHT)
+    log_weight = weight.log().clamp(_MIN_LOG_WEIGHT, _MAX_LOG_WEIGHT)
+    log_w = (log_ratio * x.mask).sum(1, keepdim=True) + log_weight.sum(1, keepdim=True)
+    log_w = log_w.clamp(_MIN_LOG_WEIGHT, _MAX_LOG_WEIGHT)
+    k = _by_sign(x.A >= 0, o.vespo_k_pos, o.vespo_k_neg, x.A)
+    lam = _by_sign(x.A >= 0, o.vespo_lambda_pos, o.vespo_lambda_neg, x.A)
+    return (lam + k * log_w - lam * log_w.exp()).exp()
+
+
+@torch.no_grad()
+def _importance_weight(o: Objective, x: _Tensors) -> Tensor:
+    """exp(old - sampled), bounded or masked: [B, T], or [B, 1] per sequence; 1 where unknown."""
+    if o.importance_correction == "none" or x.sampled is None:
+        return torch.ones_like(x.mask[:, :1])
+    level, rule = o.importance_correction.split("_")
+    gap = (x.old - x.sampled).nan_to_num(nan=0.0)
+    gap = (gap * x.mask).sum(1, keepdim=True) if level == "sequence" else gap
+    w = gap.clamp(max=MAX_LOG_RATIO).exp()
+    low = 0.0 if o.importance_min is None else o.importance_min
+    high = math.inf if o.importance_max is None else o.importance_max
+    if rule == "truncate":
+        return w.clamp(low, high)
+    return w.masked_fill((w < low) | (w > high), 0.0)
+
+
+@torch.no_grad()
+def _off_policy_keep(o: Objective, x: _Tensors) -> Tensor:
+    """0 for sequences of negative advantage that drifted too far from their sampler, else 1."""
+    if o.off_policy_mask_threshold is None:
+        return torch.ones_like(x.mask[:, :1])
+    gap = ((x.old if x.sampled is None else x.sampled) - x.lp).nan_to_num(nan=0.0)
+    far = _mean(gap, x.mask) > o.off_policy_mask_threshold
+    return 1.0 - ((x.A < 0) & far).to(x.mask.dtype)
+
+
+def top_entropy_threshold(entropy_N: Tensor, quantile: float) -> Tensor:
+    """The entropy that a share `quantile` of the tokens reaches (arXiv 2506.01939)."""
+    return torch.quantile(entropy_N.detach().float(), 1 - quantile)
+
+
+def _top_entropy(o: Objective, x: _Tensors, threshold: float | Tensor | None) -> Tensor:
+    """The mask without the tokens below the threshold of entropy."""
+    if o.top_entropy_quantile == 1 or x.entropy is None or not x.mask.any():
+        return x.mask
+    if threshold is None:
+        threshold = top_entropy_threshold(x.entropy[x.mask > 0], o.top_entropy_quantile)
+    return x.mask * (x.entropy >= threshold)
+
+
+def _mean_entropy(
+    o: Objective,
+    x: _Tensors,
+    certain: Tensor,
+    denominator: float | None,
+    num_tokens: float | None,
+) -> Tensor:
+    assert x.entropy is not None
+    total = (x.entropy * certain).sum()
+    if denominator is None:
+        return total / certain.sum().clamp(min=1.0)
+    if num_tokens is None and o.aggregation == "token_mean":
+        num_tokens = denominator
+    if num_tokens is None:
+        raise ValueError("num_tokens=None: entropy_coef needs the global count beside denominator")
+    return total / max(num_tokens * o.top_entropy_quantile, 1.0)
+
+
+def _aggregate(o: Objective, loss_BT: Tensor, mask: Tensor, denominator: float | None) -> Tensor:
+    if denominator is None:
+        denominator = loss_denominator(mask, o)
+    total = _mean(loss_BT, mask) if o.aggregation == "sequence_mean" else loss_BT
+    return total.sum() / max(denominator, 1.0)
+
+
+def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: str) -> Tensor:
+    """Estimate per token, from a sample of the policy, of KL(policy || reference), in nats.
+
+    With d = lp - ref: k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d (joschu.net/blog/kl-approx.html).
+    In a loss, without the ratio factor, k1's expected gradient is 0, k2's that of the KL, and k3's
+    that of the reverse KL.
+    """
+    d = (logprobs - ref_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    if estimator == "k1":
+        return d
+    if estimator == "k2":
+        return d.square() / 2
+    if estimator == "k3":
+        return torch.exp(-d) - 1 + d
+    raise ValueError(f"kl_estimator={estimator!r}: must be one of k1, k2, k3")
+
+
+@torch.no_grad()
+def kl_in_reward(
+    rewards_B: Tensor,
+    logprobs_BT: Tensor,
+    ref_logprobs_BT: Tensor,
+    mask_BT: Tensor,
+    *,
+    beta: float,
+    estimator: str = "k1",
+    level: str = "sequence",
+) -> Tensor:
+    """Rewards less beta times the KL of the sampling policy to the reference.
+
+    Level "sequence": less the KL of the whole completion -> [B], for `group_advantages` (RLOO,
+    arXiv 2402.14740). "token": less the KL from each token on, a return per token -> [B, T], 0
+    where masked out, for `whiten` (REINFORCE++, arXiv 2501.03262 eq. 8). NaN rewards stay NaN.
+    """
+    x = _on_mask(logprobs_BT, mask_BT, rewards_B, None, ref_logprobs_BT, None, None)
+    assert x.ref is not None
+    kl_BT = kl_estimate(x.lp, x.ref, estimator) * x.mask
+    if level == "sequence":
+        return rewards_B - beta * kl_BT.sum(1)
+    if level != "token":
+        raise ValueError(f"kl_level={level!r}: must be one of sequence, token")
+    to_go_BT = kl_BT.flip(1).cumsum(1).flip(1)
+    return (rewards_B[:, None] - beta * to_go_BT).where(x.mask > 0, 0.0)
+
+
+@torch.no_grad()
+def _metrics(
+    o: Objective,
+    x: _Tensors,
+    log_ratio: Tensor,
+    ratio: Tensor,
+    weight: Tensor,
+    keep: Tensor,
+    kl: Tensor | None,
+) -> Metrics:
+    """TRL's names where they mean the same; means over tokens, or over sequences of a [B, 1]."""
+    counted = {True: x.mask, False: (x.mask > 0).any(1, keepdim=True).to(x.mask.dtype)}
+
+    def mean(values: Tensor) -> Mean:
+        count = counted[values.shape == x.mask.shape]
+        return Mean((values * count).sum(), count.sum())
+
+    metrics: Metrics = {}
+    if x.entropy is not None:
+        metrics["entropy"] = mean(x.entropy)
+    if kl is not None:
+        metrics["kl"] = mean(kl)
+    if o.clip in ("ppo", "gmpo"):
+        at, centre = (ratio, 1.0) if o.clip == "ppo" else (log_ratio, 0.0)
+        low = (at < centre - o.epsilon) & (x.A < 0)
+        high = (at > centre + o.high) & (x.A > 0)
+        metrics["clip_ratio/low_mean"] = mean(low)
+        metrics["clip_ratio/high_mean"] = mean(high)
+        metrics["clip_ratio/region_mean"] = mean(low | high)
+    if o.clip == "cispo":
+        metrics["cispo_clip_ratio"] = mean((ratio > o.high) & (x.A > 0))
+    if o.off_policy_mask_threshold is not None:
+        metrics["off_policy_mask/dropped"] = mean(1.0 - keep)
+    if x.sampled is not None:
+        metrics |= _sampling_metrics(x, x.sampled)
+    if x.sampled is not None and o.importance_correction != "none":
+        seen = counted[weight.shape == x.mask.shape] > 0
+        name = "sampling/importance_sampling_ratio"
+        metrics[f"{name}/mean"] = mean(weight)
+        metrics[f"{name}/min"] = weight.where(seen, math.inf).amin()
+        metrics[f"{name}/max"] = weight.where(seen, -math.inf).amax()
+    return metrics
+
+
+def _sampling_metrics(x: _Tensors, sampled: Tensor) -> Metrics:
+    """How far the policy is from the sampler: now (k3 estimate of the KL), and before the step."""
+    known = x.mask * ~sampled.isnan()
+    sampled = sampled.nan_to_num(nan=0.0)
+    gap = (x.old - sampled).abs().where(known > 0, 0.0)
+    return {
+        "sampling/kl": Mean((kl_estimate(sampled, x.lp, "k3") * known).sum(), known.sum()),
+        "sampling/sampling_logp_difference/mean": Mean((gap * known).sum(), known.sum()),
+        "sampling/sampling_logp_difference/max": gap.amax(),
+    }
