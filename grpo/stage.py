@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 import signal
 import threading
 import time
@@ -58,6 +59,7 @@ class Stage:
         self.folder = folder
         self.card = card
         self.accelerator = Accelerator(
+            cpu=_only_cpu(),
             log_with=list(config.report_to) or None, project_dir=str(folder.path)
         )
         self.is_main = self.accelerator.is_main_process
@@ -340,3 +342,8 @@ class Stage:
 
 def _is_plain(value: Any) -> bool:
     return isinstance(value, str | int | float | bool)
+
+
+def _only_cpu() -> bool:
+    """Several processes without a GPU: accelerate joins them (gloo) only when told so."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()

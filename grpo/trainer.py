@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..models.registry import load_model
 from ..models.tokenizer import eos_token_ids, load_tokenizer
 from ..rewards.compose import RewardSuite
+from ..rewards.registry import load_reward
 from . import checkpoint as ckpt
 from .advantages import gdpo_advantages, group_advantages
 from .batch import MicroBatch, Sample, shard
@@ -73,7 +74,7 @@ class GRPOTrainer(Stage):
         self.eval_prompts = (
             None if eval_dataset is None else _prompt_set(eval_dataset, tokenizer, "eval_dataset")
         )
-        self.rewards = RewardSuite.of(reward_funcs, weights=reward_weights)
+        self.rewards = _reward_suite(reward_funcs, reward_weights)
         self.objective = objective_of(config)
         folder = folder or RunFolder(Path(config.run_dir or new_run_dir("grpo")))
         super().__init__(
@@ -176,9 +177,9 @@ class GRPOTrainer(Stage):
         if self.config.multi_objective_aggregation == "normalize_then_sum":
             by_name = [
                 rewards_tensor([[s.record["rewards"].get(name) for s in group] for group in groups])
-                for name in self.rewards.names
+                for name in self.rewards.functions
             ]
-            weights = torch.tensor(self.rewards.weights)
+            weights = torch.tensor(list(self.rewards.weights.values()))
             advantages_PG = gdpo_advantages(torch.stack(by_name, dim=-1), weights)
         else:
             advantages_PG = group_advantages(
@@ -346,6 +347,15 @@ def _model_and_tokenizer(model: nn.Module | str, tokenizer: Any) -> tuple[nn.Mod
     if tokenizer is None:
         raise ValueError("tokenizer: missing; a model that is not a path needs one")
     return model, tokenizer
+
+
+def _reward_suite(reward_funcs: Any, weights: Sequence[float] | None) -> RewardSuite:
+    if isinstance(reward_funcs, RewardSuite):
+        return reward_funcs
+    several = isinstance(reward_funcs, Sequence) and not isinstance(reward_funcs, str)
+    functions = reward_funcs if several else [reward_funcs]
+    loaded = [load_reward(f) if isinstance(f, str) else f for f in functions]
+    return RewardSuite(loaded, weights)
 
 
 def _prompt_set(dataset: Any, tokenizer: Any, name: str) -> PromptSet:
