@@ -39,11 +39,12 @@ def evaluate(
     n = config.eval_num_generations
     draw = dataclasses.replace(sampling, num_generations=n)
     groups = _sampled(engine, prompts, rewards, config=config, sampling=draw, step=step)
-    metrics = {f"eval/{name}": value for name, value in _summary(groups, list(rewards.functions)).items()}
+    names = list(rewards.functions)
+    metrics = {f"eval/{name}": value for name, value in _summary(groups, names).items()}
     if config.eval_greedy:
         greedy = dataclasses.replace(sampling, num_generations=1, temperature=0.0)
         answers = _sampled(engine, prompts, rewards, config=config, sampling=greedy, step=step)
-        summary = _summary(answers, list(rewards.functions))
+        summary = _summary(answers, names)
         metrics |= {f"eval/greedy/{name}": value for name, value in summary.items()}
     return metrics, groups[0][0]
 

@@ -15,13 +15,20 @@ from ..models.tokenizer import eos_token_ids, load_tokenizer
 from ..rewards.compose import RewardSuite
 from ..rewards.registry import load_reward
 from . import checkpoint as ckpt
-from .advantages import gdpo_advantages, group_advantages
 from .batch import MicroBatch, Sample, shard
 from .config import GRPOConfig
+from .credit import assign_advantages
 from .data import PromptOrder, PromptSet, as_prompts
 from .distributed import gather_interleaved, gather_objects
 from .evaluate import evaluate
-from .objectives import Metrics, Objective, loss_denominator, policy_loss, resolve
+from .objectives import (
+    Metrics,
+    Objective,
+    loss_denominator,
+    policy_loss,
+    resolve,
+    top_entropy_threshold,
+)
 from .rollout.engine import RolloutEngine, Sampling, make_engine
 from .scoring import has_signal, rollout_columns, rollout_metrics, score_groups
 from .stage import Stage
@@ -125,22 +132,22 @@ class GRPOTrainer(Stage):
         with self.timed("sync"):
             self.engine.sync(self.policy, version=self.step)
         groups, metrics = self._sample_groups()
-        samples = [sample for group in groups for sample in group]
-        self._write_rollouts(samples)
-        if self.config.filter_equal_groups:
-            samples = [sample for group in groups if has_signal(group) for sample in group]
+        kept = [g for g in groups if has_signal(g)] if self.config.filter_equal_groups else groups
+        samples = [sample for group in kept for sample in group]
         with self.timed("train"):
             self._log_probs(samples)
+        several = self.config.multi_objective_aggregation == "normalize_then_sum"
+        weights = self.rewards.weights if several else None
+        assign_advantages(kept, self.objective, reward_weights=weights)
+        self._write_rollouts([sample for group in groups for sample in group])
         return Cycle(samples, metrics)
 
     def _sample_groups(self) -> tuple[list[list[Sample]], dict[str, float]]:
-        """Scored groups with advantages; with dynamic sampling, all with signal if rounds allow."""
+        """Scored groups; with dynamic sampling, all with signal as far as the rounds allow."""
         config = self.config
         wanted = config.batch_size * config.steps_per_generation // config.num_generations
         if not config.dynamic_sampling:
-            groups = self._sample_round(wanted)
-            self.set_advantages(groups)
-            return groups, {}
+            return self._sample_round(wanted), {}
         kept: list[list[Sample]] = []
         groups, rounds = [], 0
         while len(kept) < wanted and rounds < config.max_sampling_rounds:
@@ -148,7 +155,6 @@ class GRPOTrainer(Stage):
             kept += [group for group in groups if has_signal(group)]
             rounds += 1
         kept = kept or groups  # no group had signal: the step moves nothing, and the metrics say so
-        self.set_advantages(kept)
         counts = {"dynamic_sampling/rounds": rounds, "dynamic_sampling/groups": len(kept)}
         return kept, {name: float(count) for name, count in counts.items()}
 
@@ -170,25 +176,6 @@ class GRPOTrainer(Stage):
             scored = score_groups(self.rewards, sampled, config=self.config, step=self.step)
         return gather_interleaved(scored)
 
-    def set_advantages(self, groups: list[list[Sample]]) -> None:
-        """Fill in `advantage` of every sample, from the rewards of all groups."""
-        objective = self.objective
-        total_PG = rewards_tensor([[s.record["reward"] for s in group] for group in groups])
-        if self.config.multi_objective_aggregation == "normalize_then_sum":
-            by_name = [
-                rewards_tensor([[s.record["rewards"].get(name) for s in group] for group in groups])
-                for name in self.rewards.functions
-            ]
-            weights = torch.tensor(list(self.rewards.weights.values()))
-            advantages_PG = gdpo_advantages(torch.stack(by_name, dim=-1), weights)
-        else:
-            advantages_PG = group_advantages(
-                total_PG, scale=objective.scale_rewards, baseline=objective.baseline
-            )
-        for group, row in zip(groups, advantages_PG.tolist(), strict=True):
-            for sample, advantage in zip(group, row, strict=True):
-                sample.advantage = advantage
-
     def _write_rollouts(self, samples: list[Sample]) -> None:
         if self.is_main:
             step = self.step + 1
@@ -201,9 +188,11 @@ class GRPOTrainer(Stage):
     def _log_probs(self, samples: list[Sample]) -> None:
         """Old log-probs where steps of this cycle will see a changed policy; reference's with beta.
 
-        Taken in the micro-batches that the steps use, so that the first ratio is exactly 1.
+        Taken in the micro-batches that the steps use, so that the first ratio is exactly 1. A KL
+        in the reward needs both before there are advantages.
         """
-        old_needed = self.steps_per_cycle > 1
+        in_reward = self.config.beta > 0 and self.objective.kl_place == "reward"
+        old_needed = self.steps_per_cycle > 1 or in_reward
         if not samples or not (old_needed or self.config.beta):
             return
         self.model.eval()
@@ -226,6 +215,7 @@ class GRPOTrainer(Stage):
             return {"loss": 0.0, "grad_norm": 0.0, "step_tokens": 0.0}
         lengths_B = torch.tensor([sample.num_trained for sample in samples])
         denominator = max(loss_denominator(lengths_B, self.objective), 1.0)
+        threshold = self._entropy_threshold(samples)
 
         def loss_of(batch: MicroBatch) -> tuple[Tensor, Metrics]:
             logprobs_BT, entropy_BT = self.policy.token_logprobs(batch)
@@ -240,9 +230,25 @@ class GRPOTrainer(Stage):
                 entropy_BT=entropy_BT,
                 denominator=denominator,
                 num_tokens=float(max(trained, 1)),
+                entropy_threshold=threshold,
             )
 
         return {**self.optimize(samples, loss_of), "step_tokens": float(tokens)}
+
+    @torch.no_grad()
+    def _entropy_threshold(self, samples: list[Sample]) -> Tensor | None:
+        """The bound of the top-entropy mask over all micro-batches and processes of the step."""
+        if self.objective.top_entropy_quantile >= 1:
+            return None
+        runs, idle = self.my_runs(samples)
+        entropies = []
+        for i, run in enumerate(runs):
+            batch = self.collate(run)
+            entropy_BT = self.policy.token_logprobs(batch)[1]
+            if i < len(runs) - idle:
+                entropies.append(entropy_BT[batch.mask_BT > 0].float().cpu())
+        entropy_N = torch.cat(gather_objects(entropies))
+        return top_entropy_threshold(entropy_N, self.objective.top_entropy_quantile)
 
     # -- evaluation, state ------------------------------------------------------------------------
 
@@ -326,12 +332,6 @@ def sampling_of(config: GRPOConfig, seed: int) -> Sampling:
         stop=config.stop,
         seed=seed,
     )
-
-
-def rewards_tensor(rewards_PG: list[list[float | None]]) -> Tensor:
-    """Rewards as float32 [P, G], NaN where unscored."""
-    rows = [[float("nan") if r is None else r for r in row] for row in rewards_PG]
-    return torch.tensor(rows, dtype=torch.float32)
 
 
 def store(samples: Sequence[Sample], name: str, values_BT: Tensor) -> None:
