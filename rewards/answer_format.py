@@ -1,0 +1,122 @@
+"""Whether a completion thinks first and answers then: `<think>...</think>` and an answer.
+
+The tags are literal text. Everything is counting and slicing, so time is linear in the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .completion import (
+    CLOSE,
+    OPEN,
+    completion_text,
+    opens_thinking,
+    prompt_texts,
+    strip_end_markers,
+)
+
+ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
+
+
+def is_think_format(
+    completion: str, *, prompt: str = "", truncated: bool = False, answer_tags: bool = False
+) -> bool:
+    """Exactly one <think>...</think> at the start with something in it, then a non-empty answer.
+
+    Where the prompt ends with <think> (and white space) it has opened the thinking, and the
+    completion must not open it again. Each of the two tags stands once, quoted or not. White space
+    before <think> and special tokens at the end are ignored. With `answer_tags` the answer is one
+    <answer> pair and nothing else; without, it is bare text, or ends in one closed <answer> pair.
+    A truncated completion passes if it was already complete: a tag cut in half is not.
+    """
+    text = strip_end_markers(completion)
+    if opens_thinking(prompt):
+        text = OPEN + text
+    text = text.lstrip()
+    if not text.startswith(OPEN) or text.count(OPEN) != 1 or text.count(CLOSE) != 1:
+        return False
+    thinking, _, answer = text[len(OPEN) :].partition(CLOSE)
+    answer = answer.strip()
+    if truncated and _ends_in_half_tag(answer):
+        return False
+    return bool(thinking.strip()) and _is_answer(answer, answer_tags)
+
+
+def _is_answer(answer: str, answer_tags: bool) -> bool:
+    opened, closed = answer.count(ANSWER_OPEN), answer.count(ANSWER_CLOSE)
+    if _half_tags(answer) or opened > 1 or opened != closed:
+        return False
+    if opened == 0:
+        return bool(answer) and not answer_tags
+    before, _, rest = answer.partition(ANSWER_OPEN)
+    inside, pair_closes, after = rest.partition(ANSWER_CLOSE)
+    if not pair_closes or not inside.strip() or after:
+        return False
+    return not (answer_tags and before)
+
+
+def _half_tags(answer: str) -> bool:
+    """Whether an answer tag was begun without its `>`, as in `<answer 42`."""
+    for tag in (ANSWER_OPEN, ANSWER_CLOSE):
+        start = answer.find(tag[:-1])
+        while start >= 0:
+            following = answer[start + len(tag) - 1 : start + len(tag)]
+            if following != ">" and not following.isalnum():  # <answers> is another word
+                return True
+            start = answer.find(tag[:-1], start + 1)
+    return False
+
+
+def _ends_in_half_tag(answer: str) -> bool:
+    """Whether a cut-off answer stops inside `<answer>`; a lone `<` counts where it is all."""
+    return answer == "<" or any(answer.endswith(ANSWER_OPEN[:n]) for n in range(2, 8))
+
+
+def think_format(
+    prompts: Sequence[Any],
+    completions: Sequence[Any],
+    *,
+    prompt_text: Sequence[str] | None = None,
+    truncated: Sequence[bool] | None = None,
+    answer_tags: bool = False,
+    **_: Any,
+) -> list[float]:
+    """1 where `is_think_format` holds, else 0.
+
+    `prompt_text` (rendered prompts) and `truncated` are columns that the trainer adds.
+    """
+    texts = prompt_texts(prompts, prompt_text)
+    cut = [False] * len(texts) if truncated is None else truncated
+    return [
+        float(
+            is_think_format(
+                completion_text(completion),
+                prompt=text,
+                truncated=is_cut,
+                answer_tags=answer_tags,
+            )
+        )
+        for completion, text, is_cut in zip(completions, texts, cut, strict=True)
+    ]
+
+
+def tag_count(
+    prompts: Sequence[Any],
+    completions: Sequence[Any],
+    *,
+    prompt_text: Sequence[str] | None = None,
+    **_: Any,
+) -> list[float]:
+    """A quarter for each of <think>, </think>, <answer>, </answer> that stands exactly once.
+
+    A <think> that the prompt opened counts as standing. After open-r1's reward of this name, which
+    counts only tags on lines of their own and agrees where they are.
+    """
+    scores = []
+    for completion, text in zip(completions, prompt_texts(prompts, prompt_text), strict=True):
+        whole = OPEN * opens_thinking(text) + completion_text(completion)
+        tags = (OPEN, CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
+        scores.append(sum(0.25 for tag in tags if whole.count(tag) == 1))
+    return scores
