@@ -6,6 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from torch import nn
+
+from ..config import RolloutConfig
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -24,7 +28,11 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn. `top_k = 0`, `top_p = 1`, `min_p = 0` switch a filter off."""
+    """How completions are drawn. `top_k = 0`, `top_p = 1`, `min_p = 0` switch a filter off.
+
+    The noise of a completion comes from (seed, prompt index, number in its group): the same three
+    draw the same completion again.
+    """
 
     num_generations: int
     max_completion_length: int
@@ -40,10 +48,12 @@ class Sampling:
 class Rollout:
     """One sampled completion.
 
-    `token_ids` ends with the end-of-sequence token when `finish_reason` is "stop" by that token.
-    `logprobs` are natural logs of the probability of each token under the distribution that was
-    sampled (after temperature and filters). `trace` holds what a policy needs to replay the
-    sampling: patch boundaries, expert routes, unmasking order.
+    `token_ids` is all that was sampled and ends with the end-of-sequence token, or with the token
+    that completed a stop string, when `finish_reason` is "stop". `text` leaves end-of-sequence and
+    padding out, keeps `<think>` tags, and ends before the stop string. `logprobs` are natural logs
+    of the probability of each token under the distribution that was sampled (after temperature and
+    filters; under greedy decoding, that of temperature 1). `trace` holds what a policy needs to
+    replay the sampling: patch boundaries, expert routes, unmasking order.
     """
 
     token_ids: list[int]
@@ -74,3 +84,28 @@ class RolloutEngine(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def make_engine(
+    config: RolloutConfig,
+    model: nn.Module,
+    tokenizer: Any,
+    *,
+    eos_token_ids: Sequence[int],
+    bf16: bool = False,
+) -> RolloutEngine:
+    """The engine that `config.engine` names; `bf16` samples as the policy trains under autocast.
+
+    Raises ValueError for a name that no engine has.
+    """
+    if config.engine != "torch":
+        raise ValueError(f"rollout.engine = {config.engine!r}: unknown; use torch")
+    from .torch_engine import TorchEngine  # it imports the protocol from here
+
+    return TorchEngine(
+        model,
+        tokenizer,
+        eos_token_ids=eos_token_ids,
+        max_batch_size=config.max_batch_size,
+        bf16=bf16,
+    )
