@@ -203,6 +203,11 @@ class SFTConfig(OptimConfig):
 
     def __post_init__(self) -> None:
         check_optim(self, "sft")
+        counts = {
+            "batch_size": (self.batch_size >= 1, "at least 1"),
+            "max_length": ((self.max_length or 1) >= 1, "at least 1"),
+        }
+        _check_bounds(self, "sft", counts)
 
 
 @dataclass(frozen=True)
@@ -224,6 +229,9 @@ class Recipe:
     trainer: GRPOConfig = setting(GRPOConfig, "GRPO")
     sft: SFTConfig = setting(SFTConfig, "supervised fine-tuning")
 
+    def __post_init__(self) -> None:
+        check_recipe(self)
+
     def stage_config(self, stage: str) -> GRPOConfig | SFTConfig:
         """The settings of one stage with the recipe's seed, engine and run folder filled in."""
         if stage == "sft":
@@ -238,6 +246,31 @@ class Recipe:
 
 def _first(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Raise ValueError where sections contradict each other; the message starts with the key."""
+    counts = {
+        "cpu_threads": recipe.cpu_threads,
+        "data.limit": recipe.data.limit,
+        "data.eval_limit": recipe.data.eval_limit,
+        "data.max_prompt_length": recipe.data.max_prompt_length,
+        "rollout.max_batch_size": recipe.rollout.max_batch_size,
+    }
+    for key, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"{key} = {count}: must be at least 1")
+    if not recipe.stages or len(set(recipe.stages)) < len(recipe.stages):
+        raise ValueError(f"stages = {list(recipe.stages)}: name each stage once: sft, grpo")
+    if not recipe.rewards and "grpo" in recipe.stages:
+        raise ValueError("rewards = []: must name at least one reward function")
+    if recipe.model.quantization != "none" and recipe.model.lora is None:
+        raise ValueError(
+            f"model.quantization = {recipe.model.quantization}: quantised weights cannot be "
+            "trained; train adapters on them with model.lora={}"
+        )
+    if recipe.trainer.eval_steps and recipe.data.eval is None:
+        raise ValueError(f"trainer.eval_steps = {recipe.trainer.eval_steps}: needs data.eval")
 
 
 def check_optim(config: OptimConfig, section: str) -> None:
@@ -276,6 +309,13 @@ def check_grpo(config: GRPOConfig) -> None:
         "top_k": (config.top_k >= 0, "0 (off) or more"),
         "min_p": (0 <= config.min_p < 1, "in [0, 1)"),
         "beta": (config.beta >= 0, "0 (no reference) or more"),
+        "epsilon": (config.epsilon is None or config.epsilon >= 0, "0 or more"),
+        "epsilon_high": (config.epsilon_high is None or config.epsilon_high >= 0, "0 or more"),
+        "delta": (config.delta is None or config.delta > 0, "above 0"),
+        "ref_refresh_steps": (
+            config.ref_refresh_steps == 0 or (config.ref_refresh_steps > 0 and config.beta > 0),
+            "0 (never), or a number of steps with trainer.beta above 0",
+        ),
         "max_sampling_rounds": (config.max_sampling_rounds >= 1, "at least 1"),
         "eval_num_generations": (config.eval_num_generations >= 1, "at least 1"),
         "soft_overlong_cache": (
@@ -286,10 +326,11 @@ def check_grpo(config: GRPOConfig) -> None:
     _check_bounds(config, section, bounds)
     if config.batch_size % config.num_generations:
         below = config.batch_size // config.num_generations * config.num_generations
+        near = [str(n) for n in (below, below + config.num_generations) if n]
         raise ValueError(
             f"trainer.batch_size = {config.batch_size} is not divisible by trainer.num_generations "
             f"= {config.num_generations}: a group must not be split; use "
-            f"{below or config.num_generations} or {below + config.num_generations}"
+            f"{' or '.join(near)}"
         )
 
 
