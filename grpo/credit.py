@@ -85,9 +85,7 @@ def _penalised(groups: Groups, objective: Objective) -> list[Tensor]:
             sample.old_logprobs[None],
             sample.ref_logprobs[None],
             torch.ones(1, len(sample.token_ids)),
-            beta=objective.beta,
-            estimator=objective.kl_estimator,
-            level=objective.kl_level,
+            objective=objective,
         )
         mine.append((i, penalised[0]))
     found = dict(gather_objects(mine))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..kernels.linear_logprob import filtered_logprob, linear_logprob
+from ..models.adapters import adapters_off, base_model, has_lora
 from .batch import Layout, MicroBatch
 from .config import GRPOConfig, OptimConfig
 
@@ -55,7 +54,7 @@ class TokenLogprobs(nn.Module):
             hidden_RLD = self.model(input_ids_RL, positions_BT=positions_RL, mask=mask)
             # embedding: its backward adds up repeated positions deterministically.
             hidden_ND = nn.functional.embedding(at_N, hidden_RLD.flatten(0, 1))
-            weight_VD = unwrap(self.model).head_weight
+            weight_VD = base_model(self.model).head_weight
             if not self.filtered:
                 return linear_logprob(hidden_ND, weight_VD, target_N, temperature=self.temperature)
             logits_NV = hidden_ND @ weight_VD.T
@@ -68,7 +67,7 @@ class CausalPolicy:
     def __init__(self, model: nn.Module, config: OptimConfig, accelerator: Accelerator) -> None:
         self.model = model
         self.layout: Layout = _layout(model, config)
-        self.model_config = unwrap(model).config
+        self.model_config = base_model(model).config
         self.window: int | None = self.model_config.sliding_window
         module = TokenLogprobs(model, **_sampling(config), bf16=config.bf16)
         self.module: nn.Module = accelerator.prepare_model(module)
@@ -80,7 +79,7 @@ class CausalPolicy:
 
     def keep_reference(self) -> None:
         """Freeze a copy of the policy as it is now; under LoRA the base model serves as one."""
-        if has_adapter(self.model):
+        if has_lora(self.model):
             return
         module = self._plain_module()
         if self.reference is None:
@@ -93,7 +92,7 @@ class CausalPolicy:
         """logprobs_BT under the reference."""
         if self.reference is not None:
             return _token_logprobs(self.reference, batch)[0]
-        with adapter_off(self.model):
+        with adapters_off(self.model):
             return _token_logprobs(self._plain_module(), batch)[0]
 
     def _plain_module(self) -> nn.Module:
@@ -107,28 +106,11 @@ def _token_logprobs(module: nn.Module, batch: MicroBatch) -> tuple[Tensor, Tenso
     return batch.scatter(logprobs_N), batch.scatter(entropy_N)
 
 
-def unwrap(model: nn.Module) -> Any:
-    """The plain model below a PEFT wrapper."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-
-
-def has_adapter(model: nn.Module) -> bool:
-    """Whether the model trains a LoRA adapter."""
-    return hasattr(model, "disable_adapter")
-
-
-@contextlib.contextmanager
-def adapter_off(model: nn.Module) -> Iterator[None]:
-    """The base model, with the LoRA adapter switched off."""
-    with model.disable_adapter():  # type: ignore[operator]
-        yield
-
-
 def _layout(model: nn.Module, config: OptimConfig) -> Layout:
     if not config.packing:
         return "padded"
-    shared = getattr(config, "shared_prefix", False)
-    return "shared_prefix" if shared and unwrap(model).config.sliding_window is None else "packed"
+    windowed = base_model(model).config.sliding_window is not None
+    return "shared_prefix" if getattr(config, "shared_prefix", False) and not windowed else "packed"
 
 
 def _sampling(config: OptimConfig) -> dict[str, Any]:

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..models.adapters import load_adapter_state, merged_copy
-from ..models.checkpoint import load_weights
-from ..models.registry import save_model
+from ..models.adapters import base_model, has_lora, merged_state
+from ..models.checkpoint import load_checkpoint, save_checkpoint
 from . import checkpoint as ckpt
 from .batch import MicroBatch, Sample, collate, micro_batches, shard
 from .checkpoint import Checkpoints, RunError
@@ -28,7 +28,7 @@ from .config import OptimConfig
 from .distributed import any_process, gather_objects, reduce_metrics
 from .objectives import Mean, Metrics, merge_metrics
 from .optim import learning_rate, make_optimizer
-from .policy import CausalPolicy, has_adapter, unwrap
+from .policy import CausalPolicy
 from .terminal import RunDisplay
 from .tracking import RunFolder
 
@@ -290,18 +290,20 @@ class Stage:
         self.accelerator.wait_for_everyone()
 
     def _write_weights(self, path: Path) -> None:
-        if has_adapter(self.model):
+        if has_lora(self.model):
             self.model.save_pretrained(str(path))  # type: ignore[operator]
             self.tokenizer.save_pretrained(str(path))
         else:
-            save_model(unwrap(self.model), path, tokenizer=self.tokenizer)
+            plain = base_model(self.model)
+            save_checkpoint(plain.state_dict(), plain.config, path, tokenizer=self.tokenizer)
 
     def _restore(self, path: Path) -> None:
         counters = ckpt.read_state(path)
-        if has_adapter(self.model):
-            load_adapter_state(self.model, path)
+        if has_lora(self.model):
+            _load_lora(self.model, path)
         else:
-            load_weights(unwrap(self.model), path)
+            plain = base_model(self.model)
+            plain.load_state_dict(load_checkpoint(path, dtype=plain.head_weight.dtype).state_dict())
         self.optimizer.load_state_dict(ckpt.read_tensors(path, "optimizer"))
         rng = ckpt.read_tensors(path, "rng")
         if self.accelerator.process_index < len(rng):
@@ -312,9 +314,9 @@ class Stage:
 
     def _export(self, path: Path) -> None:
         """`final/`: plain weights that any engine loads, and a model card."""
-        model = merged_copy(self.model) if has_adapter(self.model) else unwrap(self.model)
-        save_model(model, path, tokenizer=self.tokenizer)
-        if has_adapter(self.model):
+        config = self.policy.model_config
+        save_checkpoint(merged_state(self.model), config, path, tokenizer=self.tokenizer)
+        if has_lora(self.model):
             self.model.save_pretrained(str(path / "adapter"))  # type: ignore[operator]
         if self.card:
             (path / "README.md").write_text(self.card, encoding="utf-8")
@@ -338,6 +340,12 @@ class Stage:
         finally:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
+
+
+def _load_lora(model: nn.Module, folder: Path) -> None:
+    from peft import set_peft_model_state_dict
+
+    set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
 
 
 def _is_plain(value: Any) -> bool:

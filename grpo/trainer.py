@@ -236,7 +236,7 @@ class GRPOTrainer(Stage):
         return {**self.optimize(samples, loss_of), "step_tokens": float(tokens)}
 
     @torch.no_grad()
-    def _entropy_threshold(self, samples: list[Sample]) -> Tensor | None:
+    def _entropy_threshold(self, samples: list[Sample]) -> float | None:
         """The bound of the top-entropy mask over all micro-batches and processes of the step."""
         if self.objective.top_entropy_quantile >= 1:
             return None
@@ -248,7 +248,7 @@ class GRPOTrainer(Stage):
             if i < len(runs) - idle:
                 entropies.append(entropy_BT[batch.mask_BT > 0].float().cpu())
         entropy_N = torch.cat(gather_objects(entropies))
-        return top_entropy_threshold(entropy_N, self.objective.top_entropy_quantile)
+        return float(top_entropy_threshold(entropy_N, self.objective.top_entropy_quantile))
 
     # -- evaluation, state ------------------------------------------------------------------------
 
@@ -352,8 +352,8 @@ def _model_and_tokenizer(model: nn.Module | str, tokenizer: Any) -> tuple[nn.Mod
 def _reward_suite(reward_funcs: Any, weights: Sequence[float] | None) -> RewardSuite:
     if isinstance(reward_funcs, RewardSuite):
         return reward_funcs
-    several = isinstance(reward_funcs, Sequence) and not isinstance(reward_funcs, str)
-    functions = reward_funcs if several else [reward_funcs]
+    one = callable(reward_funcs) or isinstance(reward_funcs, str)
+    functions: list[Any] = [reward_funcs] if one else list(reward_funcs)
     loaded = [load_reward(f) if isinstance(f, str) else f for f in functions]
     return RewardSuite(loaded, weights)
 
