@@ -68,6 +68,14 @@ class LlamaConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim = {self.head_dim}: must be even for rotary positions")
+        own = {"qkv_bias": "Qwen2", "qk_norm": "Qwen3", "sliding_window": "Mistral"}
+        for option, family in own.items():
+            value = getattr(self, option)
+            if value and self.architecture != f"{family}ForCausalLM":
+                raise ValueError(
+                    f"{option} = {value}: a checkpoint of {self.architecture} cannot say so; "
+                    f"set architecture to {family}ForCausalLM"
+                )
 
 
 class KVCache(Protocol):

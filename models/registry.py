@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import re
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from .adapters import base_model, merged_state
+from .checkpoint import MAX_SHARD_BYTES, load_checkpoint, save_checkpoint
 from .llama import Llama, LlamaConfig, RopeScaling
+from .quantize import quantize_layers
+
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]
 
 # Sizes: llama-models/models/sku_list.py and the Hub's config.json of each model.
 _LLAMA_3_2 = {
@@ -18,10 +26,14 @@ _LLAMA_3_2 = {
     "rope_scaling": RopeScaling(factor=32.0),
     "tie_word_embeddings": True,
 }
-_LLAMA_3_1 = {
+_LLAMA_3 = {
     "vocab_size": 128_256,
     "head_dim": 128,
     "num_key_value_heads": 8,
+    "max_position_embeddings": 8192,
+}
+_LLAMA_3_1 = {
+    **_LLAMA_3,
     "max_position_embeddings": 131_072,
     "rope_scaling": RopeScaling(factor=8.0),
 }
@@ -48,6 +60,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "llama-small": _sizes(4, 256, 704, 8, num_key_value_heads=4, head_dim=32, **_SMALL),
     "llama-3.2-1b": _sizes(16, 2048, 8192, 32, **_LLAMA_3_2),
     "llama-3.2-3b": _sizes(28, 3072, 8192, 24, **{**_LLAMA_3_2, "head_dim": 128}),
+    "llama-3-8b": _sizes(32, 4096, 14_336, 32, **_LLAMA_3),
+    "llama-3-70b": _sizes(80, 8192, 28_672, 64, **_LLAMA_3),
     "llama-3.1-8b": _sizes(32, 4096, 14_336, 32, **_LLAMA_3_1),
     "llama-3.1-70b": _sizes(80, 8192, 28_672, 64, **_LLAMA_3_1),
     "llama-3.1-405b": _sizes(126, 16_384, 53_248, 128, **_LLAMA_3_1),
@@ -86,7 +100,7 @@ def build_model(
 
 
 def load_model(
-    path_or_preset: str,
+    path_or_preset: str | Path,
     *,
     dtype: str | torch.dtype = "float32",
     device: str | torch.device = "cpu",
@@ -96,12 +110,80 @@ def load_model(
     seed: int | None = None,
     quantization: str = "none",
 ) -> Llama:
-    """A model by preset name (fresh weights), checkpoint folder, or Hugging Face id."""
+    """A model by preset name (fresh weights), checkpoint folder, or Hugging Face id.
+
+    `overrides` and `seed` are for presets; `vocab_size` sets a preset's and is the least that a
+    checkpoint must have. `quantization` ("4bit", "8bit") freezes the model: add LoRA adapters.
+    Raises ValueError with one line on anything that does not exist or fit.
+    """
+    name = str(path_or_preset)
     dtype = _dtype(dtype)
-    if path_or_preset in PRESETS:
-        config = preset_config(path_or_preset, overrides=overrides, vocab_size=vocab_size)
-        return build_model(config, dtype=dtype, device=device, seed=seed)
-    raise ValueError(f"model.path = {path_or_preset!r}: no such preset; one of {sorted(PRESETS)}")
+    resolve_kernels(kernels)
+    first_device = device if quantization == "none" else "cpu"
+    if name in PRESETS:
+        config = preset_config(name, overrides=overrides, vocab_size=vocab_size)
+        model = build_model(config, dtype=dtype, device=first_device, seed=seed)
+    else:
+        if overrides:
+            raise ValueError(
+                f"model.overrides: {sorted(overrides)} cannot change the checkpoint {name!r}; "
+                f"they are for presets: {', '.join(PRESETS)}"
+            )
+        model = load_checkpoint(find_checkpoint(name), dtype=dtype, device=first_device)
+        _check_vocabulary(name, model.config, vocab_size)
+    return model if quantization == "none" else quantize_layers(model, quantization, device=device)
+
+
+def save_model(
+    model: Any, path: str | Path, tokenizer: Any = None, *, max_shard_bytes: int = MAX_SHARD_BYTES
+) -> None:
+    """Write a checkpoint that `load_model` and Hugging Face read; LoRA adapters are merged in.
+
+    The folder appears whole or not at all. Raises OSError with one line if it cannot be written.
+    """
+    save_checkpoint(
+        merged_state(model),
+        base_model(model).config,
+        path,
+        tokenizer=tokenizer,
+        max_shard_bytes=max_shard_bytes,
+    )
+
+
+def find_checkpoint(name: str) -> Path:
+    """The folder of that name, or the local snapshot of that Hugging Face id (downloaded once)."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+        close = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else f" or preset ({', '.join(PRESETS)})"
+        raise ValueError(f"model.path = {name!r}: no such folder{hint}")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"model.path = {name!r}: no such folder, and not found on the hub ({reason})"
+        ) from None
+
+
+def resolve_kernels(name: str) -> str:
+    """The backend that "auto" means here; ValueError on one that is not available."""
+    if name in ("auto", "torch"):
+        return "torch"
+    raise ValueError(f"model.kernels = {name!r}: not available; use 'torch' or 'auto'")
+
+
+def _check_vocabulary(name: str, config: LlamaConfig, needed: int | None) -> None:
+    if needed is not None and needed > config.vocab_size:
+        raise ValueError(
+            f"model.path = {name!r}: its vocabulary of {config.vocab_size} is smaller than the "
+            f"tokenizer's {needed}; use the checkpoint's own tokenizer"
+        )
 
 
 def _dtype(name: str | torch.dtype) -> torch.dtype:
