@@ -80,12 +80,23 @@ class RunDisplay:
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show the scores of held-out rows; names may start with `eval/`."""
-        scores = {name.removeprefix("eval/"): float(value) for name, value in metrics.items()}
+        scores = headline(metrics)
         self.evaluations.append(scores)
         line = Text.assemble("  ", ("eval".ljust(_LABEL_WIDTH), "dim"), f"step {step}")
         for name, value in scores.items():
-            line.append(f"  {short_name(name)} ", "dim").append(number(value))
+            line.append(f"  {name} ", "dim").append(number(value))
         self._print(line)
+
+    def replay(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Take the history from metrics.jsonl: of a resumed run, this process saw only a part."""
+        self.history, self.evaluations = {}, []
+        for row in rows:
+            values = {k: float(v) for k, v in row.items() if isinstance(v, int | float)}
+            if any(name.startswith("eval/") for name in values):
+                self.evaluations.append(headline(values))
+            else:
+                for name, value in values.items():
+                    self.history.setdefault(name, []).append(value)
 
     def sample(self, title: str, prompt: str, completion: str, reward: float | None = None) -> None:
         """Show what the model writes; long texts are cut in the middle."""
@@ -117,15 +128,19 @@ class RunDisplay:
         if self.quiet:
             return
         self._print(Text())
-        for name, label, style in FIELDS[:3]:
+        for name, label, style in self._fields():
             values = self.history.get(name, [])
-            if len(values) > 1:
+            if len(values) > 1 and style:
                 self._print(self._chart_row(label, values, style))
         if len(self.evaluations) > 1:
             self._print(Text())
             self._print(before_and_after(self.evaluations[0], self.evaluations[-1]))
         self._print(Text())
         self.facts(lines)
+
+    def _fields(self) -> list[tuple[str, str, str]]:
+        hidden = "loss" if "reward" in self.history else None  # that of GRPO says little
+        return [field for field in FIELDS if field[0] != hidden]
 
     def _print(self, what: Any) -> None:
         if not self.quiet:
@@ -174,7 +189,7 @@ class RunDisplay:
             line.append(done * full, "cyan").append(rest * (bar_width - full), "bright_black")
             line.append(" ")
         line.append(f"{step:>{len(str(self.max_steps))}}/{self.max_steps}")
-        for name, label, style in FIELDS:
+        for name, label, style in self._fields():
             if values := self.history.get(name):
                 line.append(f"  {label} ", "dim").append(number(values[-1]), style)
         if speeds := self.history.get("tokens_per_s", [])[-WINDOW:]:
@@ -236,7 +251,7 @@ def before_and_after(first: Mapping[str, float], last: Mapping[str, float]) -> T
     for name in last:
         if name in first:
             after = Text(number(last[name]), "bold")
-            table.add_row(short_name(name), number(first[name]), after)
+            table.add_row(name, number(first[name]), after)
     return table
 
 
@@ -273,6 +288,8 @@ def number(value: float) -> str:
     if not math.isfinite(value):
         return str(value)
     size = abs(value)
+    if 0 < size < 1e-7:
+        return "0.000"  # float noise, of a KL between equals say
     if size >= 1e5 or 0 < size < 1e-3:
         return f"{value:.0e}"
     if size >= 100:
@@ -296,9 +313,24 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
-def short_name(metric: str) -> str:
-    """A metric's name as the terminal shows it."""
-    return metric.replace("completions/mean_length", "length").removeprefix("completions/")
+def headline(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The scores of an evaluation that the terminal shows, under short names.
+
+    Left out: details of the greedy completions, and what repeats the reward (a reward function
+    that is the only one, pass@1 of a reward that is 0 or 1).
+    """
+    scores = {name.removeprefix("eval/"): value for name, value in metrics.items() if "/" in name}
+    functions = [name for name in scores if name.startswith("rewards/")]
+    shown = {"reward": scores.get("reward", math.nan)}
+    for name in functions if len(functions) > 1 else ():
+        shown[name.removeprefix("rewards/").removesuffix("/mean")] = scores[name]
+    for name, value in scores.items():
+        if name.startswith("pass@") and value != shown["reward"]:
+            shown[name] = value
+    for name, short in (("greedy/reward", "greedy"), ("completions/mean_length", "length")):
+        if name in scores:
+            shown[short] = scores[name]
+    return shown
 
 
 def shorten(text: str, limit: int = SAMPLE_CHARACTERS) -> str:

@@ -13,6 +13,7 @@ from thinkrl.grpo.terminal import (
     clean,
     compact,
     duration,
+    headline,
     number,
     shorten,
     signal_advice,
@@ -184,6 +185,7 @@ def test_sparkline() -> None:
         (512.4, "512"),
         (123456.0, "1e+05"),
         (3e-7, "3e-07"),
+        (-8e-10, "0.000"),
         (-0.5, "-0.500"),
         (math.nan, "nan"),
     ],
@@ -202,3 +204,30 @@ def test_counts_and_durations() -> None:
 def test_clean_keeps_ordinary_text() -> None:
     text = "caf\u00e9 \u2264 2\tx\n<think>"
     assert clean(text) == text
+
+
+def test_headline_leaves_out_what_repeats_itself() -> None:
+    metrics = {
+        "step": 5.0,
+        "eval/reward": 0.25,
+        "eval/rewards/exact_answer/mean": 0.25,
+        "eval/pass@1": 0.25,
+        "eval/pass@4": 0.5,
+        "eval/greedy/reward": 0.3,
+        "eval/greedy/pass@1": 0.3,
+        "eval/completions/mean_length": 7.0,
+    }
+    assert headline(metrics) == {"reward": 0.25, "pass@4": 0.5, "greedy": 0.3, "length": 7.0}
+    two = headline({**metrics, "eval/reward": 0.4, "eval/rewards/think_format/mean": 0.75})
+    assert two["exact_answer"] == 0.25 and two["think_format"] == 0.75 and two["pass@1"] == 0.25
+
+
+def test_a_resumed_run_charts_all_of_its_steps() -> None:
+    shown, out = display()
+    rows = [{"step": i, "stage": "grpo", "reward": i / 10, "lr": None} for i in range(11)]
+    shown.update(10, {"reward": 1.0})
+    shown.replay([{"step": 0, "eval/reward": 0.1}, *rows, {"step": 10, "eval/reward": 0.9}])
+    shown.finish()
+    text = out.getvalue()
+    assert "0.000 " + sparkline([float(i) for i in range(11)], width=60) + " 1.00" in text
+    assert ["reward", "0.100", "0.900"] in [line.split() for line in text.splitlines()]
