@@ -115,7 +115,7 @@ def as_prompts(
     longest = min(limits) if limits else None
     prompts: list[Prompt] = []
     for index, (one, token_ids) in enumerate(
-        zip(rendered, _encode_prompts(rendered, tokenizer), strict=True)
+        zip(rendered, _encode_prompts(rendered, tokenizer, source), strict=True)
     ):
         if not token_ids:
             raise ValueError(f"{source} row {index + 1}: the prompt is empty (no tokens)")
@@ -190,7 +190,9 @@ def as_sft_rows(
     pairs = [
         (prompt_ids, [*completion_ids, eos])
         for prompt_ids, completion_ids in zip(
-            _encode_prompts(rendered, tokenizer), _encode(completions, tokenizer), strict=True
+            _encode_prompts(rendered, tokenizer, source),
+            _encode(completions, tokenizer, source),
+            strict=True,
         )
     ]
     kept = [(p, c) for p, c in pairs if longest is None or len(p) + len(c) <= longest]
@@ -339,23 +341,39 @@ def _completion(row: Row, prompt: str, number: int, source: str) -> str:
 # Tokens
 
 
-def _encode_prompts(rendered: Sequence[Rendered], tokenizer: Any) -> Iterator[list[int]]:
+def _encode_prompts(
+    rendered: Sequence[Rendered], tokenizer: Any, source: str
+) -> Iterator[list[int]]:
     """Token ids of prompts; text gets the tokenizer's BOS, a chat template wrote its own."""
     eos = getattr(tokenizer, "eos_token_id", None)
     bos = getattr(tokenizer, "bos_token_id", None)
     for special, run in itertools.groupby(rendered, key=lambda one: one.special_tokens):
-        for ids in _encode([one.text for one in run], tokenizer, special_tokens=special):
+        for ids in _encode([one.text for one in run], tokenizer, source, special_tokens=special):
             # some tokenizers close every text with EOS, which would end the answer before it began
             closed = special and len(ids) > 1 and ids[-1] == eos and eos != bos
             yield ids[:-1] if closed else ids
 
 
 def _encode(
-    texts: Sequence[str], tokenizer: Any, *, special_tokens: bool = False
+    texts: Sequence[str], tokenizer: Any, source: str, *, special_tokens: bool = False
 ) -> Iterator[list[int]]:
     for start in range(0, len(texts), _TOKENIZER_BATCH):
         batch = list(texts[start : start + _TOKENIZER_BATCH])
-        yield from tokenizer(batch, add_special_tokens=special_tokens)["input_ids"]
+        try:
+            yield from tokenizer(batch, add_special_tokens=special_tokens)["input_ids"]
+        except Exception as error:  # tokenizers raise bare Exception, for an unknown character say
+            text = _refused(batch, tokenizer)
+            raise ValueError(f"{source}: the tokenizer cannot encode {text}: {error}") from error
+
+
+def _refused(texts: Sequence[str], tokenizer: Any) -> str:
+    """The first text that makes the tokenizer raise, shortened."""
+    for text in texts:
+        try:
+            tokenizer(text, add_special_tokens=False)
+        except Exception:
+            return repr(text if len(text) <= 60 else text[:57] + "...")
+    return "a batch of texts"
 
 
 def _describe(source: str, count: int, noun: str, dropped: int, longest: int | None) -> str:
