@@ -22,8 +22,7 @@ import torch
 from torch import Tensor
 
 from .presets import PRESETS as PRESETS
-from .presets import Objective as Objective
-from .presets import resolve as resolve
+from .presets import Objective, resolve
 
 # exp of it stays finite in float32 (1.1e26): a clipped token's gradient is then 0, not NaN.
 MAX_LOG_RATIO = 60.0
@@ -105,8 +104,8 @@ def policy_loss(
     aggregation, and needs it wherever `denominator` is given and counts something else.
     `entropy_threshold` fixes the bound of the top-entropy mask; None takes the quantile of this
     batch, the one thing here that depends on how a batch is split. Computed in float32, in float64
-    if logprobs are. Metrics are `Mean`s and extremes: float() reads one, `merge_metrics` adds them
-    up. Raises ValueError on shapes that do not agree or when a setting lacks its tensor.
+    if logprobs are, and summed in float64. Metrics are `Mean`s and extremes: float() reads one,
+    `merge_metrics` adds them up. Raises ValueError on a bad setting, shape or missing tensor.
     """
     o = resolve(preset, **overrides)
     _check_tensors(o, ref_logprobs_BT, sampling_logprobs_BT, entropy_BT)
@@ -150,10 +149,10 @@ def _check_tensors(
 ) -> None:
     uses_ref = o.beta != 0 and o.kl_place == "loss"
     uses_entropy = o.entropy_coef != 0 or o.top_entropy_quantile < 1
-    correction = f"importance_correction={o.importance_correction!r}"
+    corrects = o.importance_correction != "none"
     for name, tensor, used, reason in (
         ("ref_logprobs_BT", ref, uses_ref, f"beta={o.beta}"),
-        ("sampling_logprobs_BT", sampled, o.importance_correction != "none", correction),
+        ("sampling_logprobs_BT", sampled, corrects, "importance_correction"),
         ("entropy_BT", entropy, uses_entropy, "entropy_coef or top_entropy_quantile"),
     ):
         if used and tensor is None:
@@ -300,15 +299,16 @@ def _aggregate(o: Objective, loss_BT: Tensor, mask: Tensor, denominator: float |
     if denominator is None:
         denominator = loss_denominator(mask, o)
     total = _mean(loss_BT, mask) if o.aggregation == "sequence_mean" else loss_BT
-    return total.sum() / max(denominator, 1.0)
+    # Terms of both signs nearly cancel: summed in float64, the split of a batch does not show.
+    dtype = total.dtype if total.device.type == "mps" else torch.float64
+    return total.sum(dtype=dtype) / max(denominator, 1.0)
 
 
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: str) -> Tensor:
     """Estimate per token, from a sample of the policy, of KL(policy || reference), in nats.
 
     With d = lp - ref: k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d (joschu.net/blog/kl-approx.html).
-    In a loss, without the ratio factor, k1's expected gradient is 0, k2's that of the KL, and k3's
-    that of the reverse KL.
+    Expected gradient in a loss, without the ratio factor: 0, the KL's, the reverse KL's.
     """
     d = (logprobs - ref_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     if estimator == "k1":
@@ -327,25 +327,21 @@ def kl_in_reward(
     ref_logprobs_BT: Tensor,
     mask_BT: Tensor,
     *,
-    beta: float,
-    estimator: str = "k1",
-    level: str = "sequence",
+    objective: Objective,
 ) -> Tensor:
     """Rewards less beta times the KL of the sampling policy to the reference.
 
-    Level "sequence": less the KL of the whole completion -> [B], for `group_advantages` (RLOO,
+    kl_level "sequence": less the KL of the whole completion -> [B], for `group_advantages` (RLOO,
     arXiv 2402.14740). "token": less the KL from each token on, a return per token -> [B, T], 0
     where masked out, for `whiten` (REINFORCE++, arXiv 2501.03262 eq. 8). NaN rewards stay NaN.
     """
     x = _on_mask(logprobs_BT, mask_BT, rewards_B, None, ref_logprobs_BT, None, None)
     assert x.ref is not None
-    kl_BT = kl_estimate(x.lp, x.ref, estimator) * x.mask
-    if level == "sequence":
-        return rewards_B - beta * kl_BT.sum(1)
-    if level != "token":
-        raise ValueError(f"kl_level={level!r}: must be one of sequence, token")
+    kl_BT = kl_estimate(x.lp, x.ref, objective.kl_estimator) * x.mask
+    if objective.kl_level == "sequence":
+        return rewards_B - objective.beta * kl_BT.sum(1)
     to_go_BT = kl_BT.flip(1).cumsum(1).flip(1)
-    return (rewards_B[:, None] - beta * to_go_BT).where(x.mask > 0, 0.0)
+    return (rewards_B[:, None] - objective.beta * to_go_BT).where(x.mask > 0, 0.0)
 
 
 @torch.no_grad()
