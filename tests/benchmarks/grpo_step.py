@@ -30,6 +30,7 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 VOCABULARY, PROMPT_TOKENS, NEW_TOKENS, PROMPTS, G = 512, 32, 64, 8, 8
 LEARNING_RATE = 1e-3
+PHASES = ("time/rollout", "time/reward", "time/train", "time/sync")
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
@@ -130,7 +131,7 @@ def run_ours(checkpoint: Path, steps: int, **settings: Any) -> Steps:
         text = (Path(folder) / "metrics.jsonl").read_text()
     measured = []
     for row in map(json.loads, text.splitlines()):
-        phases = {name: row[f"time/{name}"] for name in ("rollout", "reward", "train", "sync")}
+        phases = {name: row[name] for name in PHASES}
         measured.append({"s": row["time/step"], "reward": row["reward"], **phases})
     return measured
 
@@ -178,10 +179,7 @@ def report(seconds: dict[str, list[float]], last: dict[str, Steps], out: Path | 
         curve = [round(step.get("reward", float("nan")), 3) for step in last[name]]
         row: dict[str, Any] = {"configuration": name, "s_per_step": round(median, 4)}
         row |= {"times_trl_fp32": round(base / median, 2), "reward_curve": curve}
-        phases = [
-            phase for phase in ("rollout", "reward", "train", "sync") if phase in last[name][-1]
-        ]
-        for phase in phases:
+        for phase in [phase for phase in PHASES if phase in last[name][-1]]:
             row[phase] = round(statistics.median(step[phase] for step in last[name][1:]), 4)
         lines.append(row)
         print(json.dumps(row))
