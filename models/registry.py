@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,9 @@ import torch
 
 from .adapters import base_model, merged_state
 from .checkpoint import MAX_SHARD_BYTES, load_checkpoint, save_checkpoint
+from .hub import find_folder
 from .llama import Llama, LlamaConfig, RopeScaling
 from .quantize import quantize_layers
-
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]
 
 # Sizes: llama-models/models/sku_list.py and the Hub's config.json of each model.
 _LLAMA_3_2 = {
@@ -129,7 +127,8 @@ def load_model(
                 f"model.overrides: {sorted(overrides)} cannot change the checkpoint {name!r}; "
                 f"they are for presets: {', '.join(PRESETS)}"
             )
-        model = load_checkpoint(find_checkpoint(name), dtype=dtype, device=first_device)
+        folder = find_folder(path_or_preset, hint=_preset_hint(name))
+        model = load_checkpoint(folder, dtype=dtype, device=first_device)
         _check_vocabulary(name, model.config, vocab_size)
     return model if quantization == "none" else quantize_layers(model, quantization, device=device)
 
@@ -150,32 +149,16 @@ def save_model(
     )
 
 
-def find_checkpoint(name: str) -> Path:
-    """The folder of that name, or the local snapshot of that Hugging Face id (downloaded once)."""
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
-        close = difflib.get_close_matches(name, PRESETS, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else f" or preset ({', '.join(PRESETS)})"
-        raise ValueError(f"model.path = {name!r}: no such folder{hint}")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"model.path = {name!r}: no such folder, and not found on the hub ({reason})"
-        ) from None
-
-
 def resolve_kernels(name: str) -> str:
     """The backend that "auto" means here; ValueError on one that is not available."""
     if name in ("auto", "torch"):
         return "torch"
     raise ValueError(f"model.kernels = {name!r}: not available; use 'torch' or 'auto'")
+
+
+def _preset_hint(name: str) -> str:
+    close = difflib.get_close_matches(name, PRESETS, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f" or preset ({', '.join(PRESETS)})"
 
 
 def _check_vocabulary(name: str, config: LlamaConfig, needed: int | None) -> None:
