@@ -1,0 +1,293 @@
+"""Find the final answer in a completion, in time linear in its length.
+
+Order: what stands in the last <answer> tags, or else in the whole answer after the thinking; there, the
+last \\boxed{} (boxes side by side count together), `####`, "the answer is ...", the bare text, and last
+the one value of the final sentence. An answer that only the thinking holds is not found.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+TAIL_CHARS = 60_000  # the final answer is looked for in the last characters only
+MAX_STATEMENT = 600
+MAX_BARE = 1500
+
+_SPECIAL_TOKENS = re.compile(
+    r"(?:\s|<\|im_end\|>|<\|eot_id\|>|</s>|<\|endoftext\|>|<\|end_of_text\|>|<\|end\|>|<eos>|<end_of_turn>"
+    r"|<pad>|<\|end▁of▁sentence\|>|<｜end▁of▁sentence｜>)+\Z"
+)
+_BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*(\{)?|\\.|[{}]", re.S)
+_BOX_SUFFIX = re.compile(r"\s*(?:_\s*\{?[0-9]{1,2}\}?|\^\s*\{?\\circ\}?|\^\\circ|\\%|%|°)")
+_GAP = re.compile(
+    r"(?:[\s$,;&.*]|\\[()\[\],;:! \\]|\\q?quad|\\text\s*\{|\\mbox\s*\{|[{}]|\band\b|\bor\b|\beither\b|\balternatively\b"
+    r"|\bmaybe\b|\bperhaps\b|\bpossibly\b|(?:\\?[A-Za-z]\w?|\([a-zA-Z]\))\s*(?:=|:))*",
+    re.I,
+)
+_HEDGE = re.compile(r"\b(?:or|alternatively|either|maybe|perhaps|possibly|otherwise)\b", re.I)
+_CORRECTION = re.compile(
+    r"\b(?:wait|actually|correct(?:ion|ed)?|mistake|rather|no|instead|final|so|thus|therefore)\b",
+    re.I,
+)
+_STATEMENT = re.compile(
+    r"\b(?:answers?|choice|option)\b(?:[*_]{1,3})?(?:[^\n.:=$]{0,60}?\s(?:is|are|was|be|equals)\b|\s*[:=：])[\s*_]*:?"
+    r"(?:\s*(?:therefore|thus|simply|just|exactly|indeed|clearly|then|option|choice|indeed)\b)*:?[ \t]*",
+    re.I,
+)
+_HEADING = re.compile(
+    r"^[ \t]*(?:#+\s*|\*{1,3}\s*)?(?:final\s+)?answer\s*:?\s*\*{0,3}\s*:?[ \t]*$", re.I | re.M
+)
+_LETTER_STATEMENT = re.compile(
+    r"\b(?:option|choice)\s+\(?([A-J])\)?\s+(?:is|must be)\s+(?:the\s+)?(?:correct|right|answer)"
+    r"|\(([A-J])\)\s+is\s+(?:the\s+)?(?:correct|right|answer)",
+)
+_SENTENCE_END = re.compile(r"(?<![ap]\.m)(?<!\bsq)[.!?](?=\s+[A-Z\n(\\$*]|\s*\Z)|\n")
+_REASON = re.compile(
+    r"[,;]?\s+(?:because|since|as|which|where|when|so|if|in order|making|giving|given|for|after|at which|by|who)\b"
+    r"|\s+[—–]\s+|\s+-\s+(?=[a-z])|;\s",
+    re.I,
+)
+_SEGMENT = re.compile(r"\$\$?([^$]{1,800}?)\$\$?|\\\((.{1,800}?)\\\)|\\\[(.{1,800}?)\\\]", re.S)
+_NUMBER = re.compile(
+    r"(?<![\w.])[-−]?[$€£]?\s?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?(?:/[0-9]+)?\s?%?(?!\w)"
+)
+_DOUBT = re.compile(
+    r"\?|\b(?:not|no|or|maybe|perhaps|if|guess|possibly|could|might|either|cannot|can't|don't|unknown|unsure|"
+    r"options?|choices?|wrong|incorrect|let|suppose|assume)\b|n't",
+    re.I,
+)
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """`parts` = the answer, in several pieces when boxes stand side by side; each piece in one or more
+    spellings to try in order. `source` says where it stood; `later` = answers stated after it."""
+
+    parts: tuple[tuple[str, ...], ...]
+    source: str
+    later: tuple[str, ...] = ()
+
+
+NOTHING = Extraction((), "none")
+
+
+def final_answer_text(completion: str) -> str | None:
+    """What follows the thinking; None when the thinking was never closed."""
+    text = _SPECIAL_TOKENS.sub("", completion[-TAIL_CHARS:])
+    close = text.rfind("</think>")
+    if close < 0 and len(completion) > TAIL_CHARS:
+        close_all = completion.rfind("</think>")
+        opened = completion.rfind("<think>")
+        if opened > close_all:
+            return None
+    elif close >= 0:
+        text = text[close + len("</think>") :]
+    return None if "<think>" in text else text.strip()
+
+
+def extract(completion: str) -> Extraction:
+    """The final answer of a completion."""
+    text = final_answer_text(completion)
+    if not text:
+        return NOTHING
+    tagged = _tagged(text)
+    if tagged is None:
+        return _extract_from(text, "")
+    inside, after = tagged
+    found = _extract_from(inside, "answer tags, ") if inside.strip() else NOTHING
+    boxed = _boxed(after)
+    if boxed is not None:
+        found = Extraction(
+            found.parts, found.source, found.later + tuple(part[0] for part in boxed.parts)
+        )
+    return found
+
+
+def _tagged(text: str) -> tuple[str, str] | None:
+    """The inside of the last <answer> tags and the text after them; an open pair reaches to the end."""
+    opened = text.rfind("<answer>")
+    if opened < 0:
+        closed = text.rfind("</answer>")
+        return None if closed < 0 else (text[:closed], text[closed + 9 :])
+    start = opened + len("<answer>")
+    closed = text.find("</answer>", start)
+    inside, after = (text[start:], "") if closed < 0 else (text[start:closed], text[closed + 9 :])
+    before = text[:opened].rstrip()
+    if before.endswith("</answer>"):  # pairs side by side count together
+        previous = _tagged(before)
+        if previous is not None and previous[0].strip() != inside.strip():
+            inside = f"{previous[0].strip()}, {inside.strip()}"
+    return inside, after
+
+
+def _extract_from(text: str, where: str) -> Extraction:
+    boxed = _boxed(text)
+    if boxed is not None:
+        return Extraction(boxed.parts, where + boxed.source, boxed.later)
+    found = _hashes(text) or _stated(text)
+    if found is not None:
+        return Extraction(found.parts, where + found.source)
+    bare = text.strip()
+    if len(bare) <= MAX_BARE and (where or "\n" not in bare or len(bare) < 200):
+        spellings = (bare, *(() if where else _sentence_value(bare)))
+        return Extraction((spellings,), where + "bare answer")
+    value = _sentence_value(text)
+    return Extraction((value,), where + "last sentence") if value else NOTHING
+
+
+# ---- boxes
+
+
+def boxes(text: str) -> list[tuple[int, int, str]]:
+    """(start, end, content) of the closed boxes that are in no other box, in one scan."""
+    found: list[tuple[int, int, str]] = []
+    stack: list[tuple[int, int] | None] = []
+    open_boxes = 0
+    for match in _BOX.finditer(text):
+        token = match[0]
+        if token.startswith(("\\boxed", "\\fbox", "\\framebox")):
+            if match[1]:
+                stack.append((match.start(), match.end()))
+                open_boxes += 1
+            elif open_boxes == 0:
+                end = match.end()
+                content = re.match(r"\s*(\\[A-Za-z]+|[^\s\\{}$])", text[end : end + 40])
+                if content:
+                    found.append((match.start(), end + content.end(), content[1]))
+        elif token == "{":
+            stack.append(None)
+        elif token == "}" and stack:
+            opened = stack.pop()
+            if opened is not None:
+                open_boxes -= 1
+                start, inner = opened
+                while found and found[-1][0] > start:
+                    found.pop()
+                found.append((start, match.end(), text[inner : match.start()]))
+    return found
+
+
+def _boxed(text: str) -> Extraction | None:
+    if "boxed" not in text and "box" not in text:
+        return None
+    found = boxes(text)
+    if not found:
+        return None
+    group = [found[-1]]
+    for box in reversed(found[:-1]):
+        if not _side_by_side(text[box[1] : group[0][0]]) or len(group) > 60:
+            break
+        group.insert(0, box)
+    parts = []
+    for _, end, content in group:
+        suffix = _BOX_SUFFIX.match(text, end)
+        parts.append((content.strip() + (suffix[0].strip() if suffix else ""),))
+    after = text[group[-1][1] :]
+    stated = _stated(after)
+    later = stated.parts[0] if stated is not None else ()
+    return Extraction(tuple(parts), "box" if len(parts) == 1 else "boxes", later[:1])
+
+
+def _side_by_side(gap: str) -> bool:
+    """Whether two boxes list values of one answer: only separators between, or words of doubt."""
+    if len(gap) > 80:
+        return False
+    if _GAP.fullmatch(gap):
+        return True
+    return bool(_HEDGE.search(gap)) and not _CORRECTION.search(gap) and "\n" not in gap
+
+
+# ---- statements
+
+
+def _hashes(text: str) -> Extraction | None:
+    at = text.rfind("####")
+    if at < 0:
+        return None
+    line = text[at + 4 :].strip().split("\n", 1)[0].strip()
+    return Extraction(((line,),), "####") if line else None
+
+
+def _stated(text: str) -> Extraction | None:
+    """The last "the answer is ..." or heading "Answer"; choices as "(B) is correct"."""
+    tail = text[-20_000:]
+    last = None
+    for pattern in (_STATEMENT, _HEADING):
+        for match in pattern.finditer(tail):
+            if (last is None or match.end() > last.end()) and tail[match.end() :].strip():
+                last = match
+    letter = None
+    for match in _LETTER_STATEMENT.finditer(tail):
+        letter = match
+    if letter is not None and (last is None or letter.end() > last.end() + 40):
+        return Extraction((((letter[1] or letter[2]),),), "choice")
+    if last is None:
+        return None
+    rest = tail[last.end() :].lstrip(" \t\n:*_")[:MAX_STATEMENT]
+    spellings = _spellings(rest)
+    return Extraction((spellings,), "statement") if spellings else None
+
+
+def _spellings(rest: str) -> tuple[str, ...]:
+    """The statement up to its end, then without its reason, then its only piece of mathematics."""
+    display = re.match(r"(?:\$\$|\\\[)\s*(.+?)\s*(?:\$\$|\\\])", rest, re.S)
+    if display:
+        return (display[1].strip(),)
+    end = _SENTENCE_END.search(rest)
+    sentence = rest[: end.start()] if end else rest
+    sentence = sentence.strip(" \t*_")
+    found = [sentence]
+    reason = _REASON.search(sentence)
+    if reason and sentence[: reason.start()].strip():
+        found.append(sentence[: reason.start()].strip())
+    segments = _segments(found[-1])
+    if len(segments) == 1 and not _DOUBT.search(_SEGMENT.sub(" ", found[-1])):
+        found.append(segments[0])
+    return tuple(dict.fromkeys(s for s in found if s))
+
+
+def _segments(text: str) -> list[str]:
+    return [(m[1] or m[2] or m[3]).strip() for m in _SEGMENT.finditer(text)]
+
+
+def _sentence_value(text: str) -> tuple[str, ...]:
+    """The one value of the last sentence, when it states exactly one and no doubt."""
+    lines = [line for line in text[-4000:].split("\n") if line.strip()]
+    if not lines:
+        return ()
+    line = lines[-1].strip()
+    ends = [m.end() for m in _SENTENCE_END.finditer(line)]
+    start = next((e for e in reversed(ends) if line[e:].strip(" .*")), 0)
+    sentence = line[start:].strip().rstrip(".!").strip()
+    outside = _SEGMENT.sub(" ", sentence)
+    if not sentence or _DOUBT.search(outside):
+        return ()
+    segments = _segments(sentence)
+    if segments:
+        unique = list(dict.fromkeys(segments))
+        return (unique[0],) if len(unique) == 1 else ()
+    if "=" in sentence:
+        return (sentence.rsplit("=", 1)[1].strip(),)
+    numbers = list(dict.fromkeys(m[0].replace(" ", "") for m in _NUMBER.finditer(sentence)))
+    return (numbers[0],) if len(numbers) == 1 and len(sentence) > len(numbers[0]) else ()
+
+
+# ---- golds
+
+
+def gold_text(gold: str) -> str:
+    """The answer in a gold: after `####`, in its last box or <answer> tags, or all of it."""
+    text = gold.strip()
+    at = text.rfind("####")
+    if at >= 0:
+        return text[at + 4 :].strip()
+    if "<answer>" in text:
+        tagged = _tagged(text)
+        text = tagged[0].strip() if tagged is not None else text
+    found = boxes(text[-TAIL_CHARS:]) if "box" in text else []
+    if found:
+        extraction = _boxed(text[-TAIL_CHARS:])
+        assert extraction is not None
+        return ", ".join(part[0] for part in extraction.parts)
+    return text

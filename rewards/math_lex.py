@@ -1,0 +1,433 @@
+"""Turn an answer, in LaTeX, plain text or Unicode, into tokens in one linear pass."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+
+MAX_CHARS = 6000  # longer answers are refused: the longest gold of MATH has 169 characters
+MAX_TOKENS = 2000
+
+
+class Unreadable(ValueError):
+    """The text is not one of the forms that the reader knows."""
+
+
+@dataclass(slots=True)
+class Token:
+    """`kind` is num, id, word, fn, cmd, const, op or end; `spaced` = white space before it."""
+
+    kind: str
+    value: str
+    spaced: bool = False
+    in_text: bool = False  # from \\text{...} or a bare word that is no product of variables
+
+
+_SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ", "0123456789+-()ni", strict=True))
+_SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₍₎", "0123456789+-()", strict=True))
+_VULGAR = {c: unicodedata.normalize("NFKC", c).replace("\u2044", "/") for c in "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"}
+_GREEK = {
+    unicodedata.lookup(f"GREEK SMALL LETTER {name}"): f"\\{name.lower()} "
+    for name in (
+        "ALPHA BETA GAMMA DELTA EPSILON ZETA ETA THETA IOTA KAPPA MU NU XI PI RHO SIGMA "
+        "TAU UPSILON PHI CHI PSI OMEGA"
+    ).split()
+}
+_GREEK |= {
+    unicodedata.lookup(f"GREEK CAPITAL LETTER {name}"): f"\\{name.capitalize()} "
+    for name in "GAMMA DELTA THETA XI PI SIGMA PHI PSI OMEGA".split()
+}
+_SIGNS = {
+    **dict.fromkeys("−–—‒﹣－‐‑", "-"),
+    **dict.fromkeys("×⋅∙·•✕✖＊∗", r"\cdot "),
+    **dict.fromkeys("÷∕⁄／", "/"),
+    **dict.fromkeys("\u00a0\u2009\u200a\u202f\u2002\u2003\u3000\u2005", " "),
+    **dict.fromkeys("\u200b\u200c\u200d\ufeff\u2060\u2061\u2062\u200e\u200f\u00ad", ""),
+    **dict.fromkeys("’′´‘", "'"),
+    **dict.fromkeys("“”″", '"'),
+    **dict.fromkeys("，、", ","),
+    **dict.fromkeys("∶：", ":"),
+    "√": r"\surd ", "∛": r"\cbrt ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ",
+    "⩾": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "≡": r"\equiv ", "±": r"\pm ", "∓": r"\mp ",
+    "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "°": r"^{\circ}", "º": r"^{\circ}",
+    "℃": r"^{\circ}\text{C}", "℉": r"^{\circ}\text{F}", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}",
+    "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}", "∖": r"\setminus ", "→": r"\to ",
+    "⟨": r"\langle ", "⟩": r"\rangle ", "〈": r"\langle ", "〉": r"\rangle ", "⌊": r"\lfloor ",
+    "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "∑": r"\sum ", "∏": r"\prod ", "∫": r"\int ",
+    "∨": r"\text{ or }", "∧": r"\text{ and }", "µ": r"\mu ", "…": r"\ldots ", "。": ".", "％": "%",
+    "（": "(", "）": ")", "［": "[", "］": "]", "｛": "{", "｝": "}", "＋": "+", "＝": "=", "＜": "<",
+    "＞": ">", "｜": "|", "＾": "^", "；": ";", "！": "!", "ϕ": r"\phi ", "ϵ": r"\epsilon ",
+    "ϑ": r"\theta ", "∣": "|", "∥": r"\parallel ", "⊥": r"\perp ",
+}  # fmt: skip
+_TRANSLATE = str.maketrans({**_SIGNS, **_GREEK})
+_SUPER_RUN = re.compile(f"[{''.join(_SUPERSCRIPTS)}]+")
+_SUB_RUN = re.compile(f"[{''.join(_SUBSCRIPTS)}]+")
+_COMBINING_VINCULUM = re.compile("((?:[0-9]\u0305)+)")
+
+
+def to_ascii(text: str) -> str:
+    """Rewrite Unicode mathematics as LaTeX; digits of any script become 0-9."""
+    if text.isascii():
+        return text
+    text = _COMBINING_VINCULUM.sub(
+        lambda m: r"\overline{" + m[1].replace("\u0305", "") + "}",
+        unicodedata.normalize("NFC", text),
+    )
+    text = _SUPER_RUN.sub(lambda m: "^{" + "".join(_SUPERSCRIPTS[c] for c in m[0]) + "}", text)
+    text = _SUB_RUN.sub(lambda m: "_{" + "".join(_SUBSCRIPTS[c] for c in m[0]) + "}", text)
+    for char, value in _VULGAR.items():
+        if char in text:
+            top, bottom = value.split("/")
+            text = text.replace(char, rf"\frac{{{top}}}{{{bottom}}}")
+    text = text.translate(_TRANSLATE)
+    if text.isascii():
+        return text
+    return "".join(map(_one_char, text))
+
+
+def _one_char(char: str) -> str:
+    if char.isascii():
+        return char
+    if char.isdecimal():
+        return str(unicodedata.decimal(char))
+    folded = unicodedata.normalize("NFKC", char)  # mathematical alphanumerics, full-width letters
+    return folded if folded.isascii() else folded.translate(_TRANSLATE)
+
+
+FUNCTIONS = frozenset(
+    "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth sech "
+    "csch arcsinh arccosh arctanh asin acos atan asinh acosh atanh cosec ln log lg exp sqrt cbrt gcd lcm "
+    "max min det Re Im arg floor ceil abs sgn sign erf binomial factorial".split()
+)
+CONSTANTS = {
+    "pi": "pi",
+    "infty": "inf",
+    "infinity": "inf",
+    "inf": "inf",
+    "Infinity": "inf",
+    "oo": "inf",
+}
+GREEK_NAMES = frozenset(
+    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho "
+    "sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega".split()
+)
+_VARIANT = {"varepsilon": "epsilon", "vartheta": "theta", "varphi": "phi"}
+_TEXT_COMMANDS = frozenset(
+    "text mbox textbf textit textrm textnormal textsf texttt textsc hbox textup operatorname emph "
+    "mathrm rm bf".split()
+)
+_STYLE = frozenset(
+    "left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr displaystyle textstyle "
+    "scriptstyle limits nolimits mathbf mathit mathsf mathcal boldsymbol bm boxed fbox ensuremath "
+    "middle quad qquad thinspace notag nonumber hline rm bf it mathstrut scriptscriptstyle enspace "
+    "mathop cal pmb mathscr mathfrak mathtt large Large underline ".split()
+)
+_SKIP_ARGUMENT = frozenset(
+    "phantom hphantom vphantom hspace vspace color label tag textcolor".split()
+)
+_OPERATORS = {
+    "cdot": "*", "times": "*", "ast": "*", "div": "/", "le": "<=", "leq": "<=", "leqslant": "<=",
+    "ge": ">=", "geq": ">=", "geqslant": ">=", "lt": "<", "gt": ">", "ne": "!=", "neq": "!=",
+    "approx": "~", "simeq": "~", "sim": "~", "thickapprox": "~", "equiv": "==", "pm": "+-", "mp": "-+",
+    "cup": "cup", "cap": "cap", "setminus": "setminus", "backslash": "setminus", "in": "in",
+    "to": "->", "rightarrow": "->", "longrightarrow": "->", "vert": "|", "lvert": "|", "rvert": "|", "mid": "|",
+    "langle": "langle", "rangle": "rangle", "lfloor": "lfloor", "rfloor": "rfloor",
+    "lceil": "lceil", "rceil": "rceil", "lbrace": "lbrace", "rbrace": "rbrace", "lbrack": "[",
+    "rbrack": "]", "colon": ":", "prime": "'", "land": "and", "wedge": "and", "lor": "or", "vee": "or",
+    "dots": "...", "ldots": "...", "cdots": "...", "circ": "deg", "degree": "deg", "percent": "%",
+    "lVert": "||", "rVert": "||", "Vert": "||", "bigcup": "cup", "textdollar": "$", "textdegree": "deg",
+    "Longleftrightarrow": "iff", "iff": "iff", "implies": "=>", "Rightarrow": "=>", "slash": "/",
+    "euro": "€", "pounds": "£", "yen": "¥",
+}  # fmt: skip
+_ESCAPES = {
+    "{": "lbrace",
+    "}": "rbrace",
+    "%": "%",
+    "$": "$",
+    "|": "||",
+    "#": "#",
+    "&": "and",
+    "_": "_",
+}
+_SPACING = frozenset(",!;:> \n\t/")
+# thousands: 1,234  1{,}234  1,\!234  1\,234  1\ 234  1 234  1'234  and the Indian 1,00,000
+_GROUPING = r"(?:,\\!|\\!,|\{,\}(?:\\!)?|\\,|\\;|\\ |\\:|~|,| |')"
+_NUMBER = re.compile(
+    rf"(?P<group>[0-9]{{1,3}}(?:{_GROUPING}[0-9]{{3}})+(?![0-9])|[0-9]{{1,2}}(?:,[0-9]{{2}})+,[0-9]{{3}}(?![0-9]))"
+    r"(?P<frac>\.[0-9]+)?|(?P<plain>[0-9]+(?:(?:\.|\{,\}|\{\.\})[0-9]+)?|\.[0-9]+)"
+    r"(?P<exp>[eE][+-]?[0-9]{1,8}(?![0-9A-Za-z.]))?"
+)
+_MATH_SPACE = re.compile(r"(?:\s|~|\\[,!;:> \n\t/]|\$)+")
+_LETTERS = re.compile(r"[A-Za-z]+")
+_COMMAND = re.compile(r"\\([A-Za-z]+)\*?")
+_SYMBOLS = re.compile(
+    r"\*\*|<=|>=|!=|=<|=>|->|==|\+/-|\+-|\.\.\.|\|\||[-+*/^_!%=<>,;:|&()\[\]{}'\"#€£¥₹?.]"
+)
+_CONNECTORS = {
+    "and": "and",
+    "or": "or",
+    "mod": "mod",
+    "union": "cup",
+    "intersect": "cap",
+    "to": ":",
+}
+_FRACTION_STYLES = {
+    "dfrac": "frac",
+    "tfrac": "frac",
+    "cfrac": "frac",
+    "dbinom": "binom",
+    "tbinom": "binom",
+}
+
+
+def tokenize(text: str, *, unit_letters: bool = False, in_text: bool = False) -> list[Token]:
+    """Tokens of `text`, which must be ASCII (`to_ascii`), ending with an end token.
+
+    With `unit_letters`, a single bare letter after a number is a unit ("5 m"), not a variable.
+    Raises Unreadable for text that is too long or holds characters of no known form.
+    """
+    if len(text) > MAX_CHARS:
+        raise Unreadable("the answer is too long")
+    lexer = _Lexer(text, unit_letters=unit_letters)
+    lexer.run(0, len(text), in_text=in_text)
+    lexer.tokens.append(Token("end", ""))
+    return lexer.tokens
+
+
+class _Lexer:
+    def __init__(self, text: str, *, unit_letters: bool):
+        self.text = text
+        self.unit_letters = unit_letters
+        self.tokens: list[Token] = []
+        self.spaced = False
+        self.depth = 0  # of brackets in which a comma separates items
+        self.text_depth = 0
+
+    def add(self, kind: str, value: str, *, in_text: bool = False) -> None:
+        if len(self.tokens) >= MAX_TOKENS:
+            raise Unreadable("the answer has too many tokens")
+        self.tokens.append(Token(kind, value, self.spaced, in_text))
+        self.spaced = False
+
+    def run(self, pos: int, end: int, *, in_text: bool) -> None:
+        text = self.text
+        while pos < end:
+            char = text[pos]
+            if char.isdigit() or (char == "." and text[pos + 1 : pos + 2].isdigit()):
+                pos = self.number(pos)
+            elif char == "$" or char.isspace() or char == "~":
+                if char == "$" and _is_currency(text, pos):
+                    self.add("op", "$")
+                    pos += 1
+                    continue
+                self.spaced = True
+                pos = self.match(_MATH_SPACE, pos).end() if char != "$" else pos + 1
+            elif char == "\\":
+                pos = self.command(pos, in_text=in_text)
+            elif char.isalpha() and char.isascii():
+                pos = self.letters(pos, in_text=in_text)
+            else:
+                match = _SYMBOLS.match(text, pos, end)
+                if match is None:
+                    if not char.isalpha():
+                        raise Unreadable(f"character {char!r} is not understood")
+                    self.add("word", char, in_text=True)
+                    pos += 1
+                    continue
+                self.symbol(match[0])
+                pos = match.end()
+
+    def match(self, pattern: re.Pattern[str], pos: int) -> re.Match[str]:
+        found = pattern.match(self.text, pos)
+        if found is None:
+            raise Unreadable("stray character")
+        return found
+
+    def symbol(self, op: str) -> None:
+        op = {"**": "^", "=<": "<=", "==": "=", "+/-": "+-", '"': "''"}.get(op, op)
+        if op in "([":
+            self.depth += 1
+        elif op in ")]":
+            self.depth -= 1
+        self.add("op", op)
+
+    def number(self, pos: int) -> int:
+        match = self.match(_NUMBER, pos)
+        group = match["group"]
+        if group and self.depth > 0 and re.fullmatch(r"[0-9]+(?:,[0-9]+)+", group):
+            # inside brackets 100,101 is two items, but 1,000 with its zeros is one number
+            if not re.search(r",0", group):
+                group = None
+        if group and match["group"]:
+            self.add("num", re.sub(r"[^0-9]", "", group) + (match["frac"] or ""))
+            return match.end()
+        if match["group"]:
+            match = self.match(re.compile(r"(?P<plain>[0-9]+(?:\.[0-9]+)?)(?P<exp>$^)?"), pos)
+        digits = match["plain"].replace("{,}", ".").replace("{.}", ".")
+        self.add("num", digits + (match["exp"] or ""))
+        return match.end()
+
+    def letters(self, pos: int, *, in_text: bool) -> int:
+        match = self.match(_LETTERS, pos)
+        run = match[0]
+        end = match.end()
+        lower = run.lower()
+        if lower in _CONNECTORS and len(run) > 1:
+            self.add("op", _CONNECTORS[lower])
+        elif (run in FUNCTIONS or (lower in FUNCTIONS and len(run) > 2)) and not (
+            in_text and self.text[end : end + 1] != "("
+        ):
+            self.add("fn", run if run in FUNCTIONS else lower)
+        elif run in CONSTANTS or lower in ("pi", "infinity"):
+            self.add("const", CONSTANTS.get(run) or CONSTANTS[lower])
+        elif not in_text and len(run) > 2 and run in GREEK_NAMES:
+            self.add("id", run)
+        elif len(run) == 1 and not in_text:
+            after_number = bool(self.tokens) and self.tokens[-1].kind == "num"
+            if self.unit_letters and (after_number or self.after_unit()) and run not in "eixyzn":
+                self.add("word", run, in_text=True)
+            else:
+                self.add("id", run)
+        elif len(run) == 1 and not self.after_quantity():
+            self.add("id", run)
+        elif (
+            run[:3] in FUNCTIONS
+            and len(run) in (4, 5)
+            and not in_text
+            and run[3:] in ("x", "y", "t", "xy")
+        ):
+            self.add("fn", run[:3])
+            self.add("id" if len(run) == 4 else "word", run[3:])
+        else:
+            self.add("word", run, in_text=in_text)
+        return end
+
+    def after_quantity(self) -> bool:
+        """Whether a letter in text is a unit: behind a number or another unit."""
+        last = self.tokens[-1] if self.tokens else None
+        return last is not None and (
+            last.kind in ("num", "word", "const") or last.value in ("}", ")", "/", "*", "deg")
+        )
+
+    def after_unit(self) -> bool:
+        back = self.tokens[-2:]
+        return len(back) == 2 and back[1].value in ("/", "*") and back[0].kind == "word"
+
+    def command(self, pos: int, *, in_text: bool) -> int:
+        text = self.text
+        follower = text[pos + 1 : pos + 2]
+        if follower == "\\":
+            self.add("op", "\\\\")
+            return pos + 2
+        if not (follower.isalpha() and follower.isascii()):
+            if follower in _SPACING or follower == "":
+                self.spaced = self.spaced or follower != "!"
+            elif follower in "()[]":
+                self.spaced = True  # \( \) \[ \]
+            elif follower in _ESCAPES:
+                if follower == "{":
+                    self.depth += 1
+                elif follower == "}":
+                    self.depth -= 1
+                self.add("op", _ESCAPES[follower])
+            elif follower != ".":
+                raise Unreadable(f"\\{follower} is not understood")
+            return pos + 2
+        match = self.match(_COMMAND, pos)
+        return self.named(match[1], match.end(), in_text=in_text)
+
+    def named(self, name: str, end: int, *, in_text: bool) -> int:
+        text = self.text
+        if name in _TEXT_COMMANDS:
+            open_at = _skip_space(text, end)
+            if text[open_at : open_at + 1] == "{":
+                return self.text_group(name, open_at)
+            return end
+        if name in _SKIP_ARGUMENT:
+            open_at = _skip_space(text, end)
+            if text[open_at : open_at + 1] == "{":
+                return closing_brace(text, open_at) + 1
+            return end if name == "phantom" else open_at + 1
+        if name in _STYLE:
+            self.spaced = True
+            if name in ("left", "right") and text[end : end + 1] == ".":
+                return end + 1
+        elif name in FUNCTIONS and name not in ("sqrt", "cbrt", "binomial"):
+            self.add("fn", name)
+        elif name in CONSTANTS:
+            self.add("const", CONSTANTS[name])
+        elif name in GREEK_NAMES:
+            self.add("id", _VARIANT.get(name, name))
+        elif name in ("emptyset", "varnothing"):
+            self.add("const", "empty")
+        elif name in _OPERATORS:
+            op = _OPERATORS[name]
+            self.depth += {
+                "lbrace": 1,
+                "langle": 1,
+                "[": 1,
+                "rbrace": -1,
+                "rangle": -1,
+                "]": -1,
+            }.get(op, 0)
+            self.add("op", op)
+        elif name in ("begin", "end"):
+            open_at = _skip_space(text, end)
+            close = closing_brace(text, open_at)
+            self.add("cmd", f"{name} {text[open_at + 1 : close].strip('*')}")
+            return close + 1
+        else:
+            self.add("cmd", _FRACTION_STYLES.get(name, name))
+        return end
+
+    def text_group(self, name: str, open_at: int) -> int:
+        close = closing_brace(self.text, open_at)
+        inner = self.text[open_at + 1 : close].strip()
+        self.spaced = self.spaced or self.text[open_at + 1 : open_at + 2].isspace()
+        if name in ("mathrm", "operatorname", "rm", "bf", "textbf", "textit") and len(inner) == 1:
+            # \mathrm{e}, \mathrm{d}x and \textbf{x} are symbols; \mathrm{m} is a unit
+            if inner in "eid" or (name in ("textbf", "textit") and inner.isalpha()):
+                self.add("id", inner)
+                return close + 1
+        self.text_depth += 1
+        if self.text_depth > 5:
+            raise Unreadable("text is nested too deeply")
+        self.run(open_at + 1, close, in_text=True)
+        self.text_depth -= 1
+        self.spaced = True
+        return close + 1
+
+
+def _skip_space(text: str, pos: int) -> int:
+    while pos < len(text) and text[pos].isspace():
+        pos += 1
+    return pos
+
+
+def closing_brace(text: str, open_at: int) -> int:
+    """Index of the brace that closes the one at `open_at`; Unreadable when there is none."""
+    depth = 0
+    pos = open_at
+    while pos < len(text):
+        char = text[pos]
+        if char == "\\":
+            pos += 1
+        elif char == "{":
+            depth += 1
+        elif char == "}":
+            depth -= 1
+            if depth == 0:
+                return pos
+        pos += 1
+    raise Unreadable("unbalanced braces")
+
+
+def _is_currency(text: str, pos: int) -> bool:
+    """Whether the unescaped $ at `pos` is a dollar sign rather than a delimiter of mathematics."""
+    before = text[:pos].rstrip()
+    if before and (before[-1].isalnum() or before[-1] in "})$"):
+        return False
+    if not re.match(r"\$\s*-?\s*[0-9.]", text[pos:]):
+        return False
+    return text.count("$", pos + 1) % 2 == 0 or bool(re.match(r"\$[0-9.,]+\D*\$[0-9]", text[pos:]))
