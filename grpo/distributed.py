@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
+from accelerate import PartialState
 
 from .objectives import Mean, Metrics, merge_metrics
 
 Item = TypeVar("Item")
+
+
+def process_state() -> PartialState:
+    """This process among those of the run; joins them on the first call.
+
+    Without a GPU, accelerate joins several processes (gloo) only when told that they use the CPU.
+    """
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return PartialState(cpu=True) if several and not torch.cuda.is_available() else PartialState()
 
 
 def gather_objects(items: Sequence[Item]) -> list[Item]:

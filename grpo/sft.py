@@ -36,13 +36,10 @@ class SFTTrainer(Stage):
         *,
         folder: RunFolder,
         display: RunDisplay | None = None,
-        card: str = "",
     ) -> None:
         if not rows:
             raise ValueError("sft.train: no row to train on")
-        super().__init__(
-            model, config, tokenizer=tokenizer, folder=folder, display=display, card=card
-        )
+        super().__init__(model, config, tokenizer=tokenizer, folder=folder, display=display)
         self.config: SFTConfig = config
         self.rows = rows
         self.order = PromptOrder(len(rows), seed=self.seed, shuffle=True)

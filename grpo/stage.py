@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import os
 import signal
 import threading
 import time
@@ -25,7 +24,7 @@ from . import checkpoint as ckpt
 from .batch import MicroBatch, Sample, collate, micro_batches, shard
 from .checkpoint import Checkpoints, RunError
 from .config import OptimConfig
-from .distributed import any_process, gather_objects, reduce_metrics
+from .distributed import any_process, gather_objects, process_state, reduce_metrics
 from .objectives import Mean, Metrics, merge_metrics
 from .optim import learning_rate, make_optimizer
 from .policy import CausalPolicy
@@ -52,14 +51,12 @@ class Stage:
         tokenizer: Any,
         folder: RunFolder,
         display: RunDisplay | None = None,
-        card: str = "",
     ) -> None:
         self.config = config
         self.tokenizer = tokenizer
         self.folder = folder
-        self.card = card
+        process_state()
         self.accelerator = Accelerator(
-            cpu=_only_cpu(),
             log_with=list(config.report_to) or None, project_dir=str(folder.path)
         )
         self.is_main = self.accelerator.is_main_process
@@ -313,13 +310,11 @@ class Stage:
         self.load_state(counters, path)
 
     def _export(self, path: Path) -> None:
-        """`final/`: plain weights that any engine loads, and a model card."""
+        """`final/`: plain weights that any engine loads; LoRA adapters beside them."""
         config = self.policy.model_config
         save_checkpoint(merged_state(self.model), config, path, tokenizer=self.tokenizer)
         if has_lora(self.model):
             self.model.save_pretrained(str(path / "adapter"))  # type: ignore[operator]
-        if self.card:
-            (path / "README.md").write_text(self.card, encoding="utf-8")
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:
@@ -350,8 +345,3 @@ def _load_lora(model: nn.Module, folder: Path) -> None:
 
 def _is_plain(value: Any) -> bool:
     return isinstance(value, str | int | float | bool)
-
-
-def _only_cpu() -> bool:
-    """Several processes without a GPU: accelerate joins them (gloo) only when told so."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()

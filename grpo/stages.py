@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from ..models.adapters import base_model
@@ -25,6 +24,7 @@ from . import tracking
 from .build import Materials, build_materials, build_model, build_tokenizer, describe_model
 from .checkpoint import Checkpoints, RunError, read_state
 from .config import GRPOConfig, Recipe, SFTConfig
+from .distributed import process_state
 from .model_card import model_card
 from .recipe import differences, load_recipe, to_yaml
 from .schema import ConfigError
@@ -53,7 +53,7 @@ def run_recipe(recipe: Recipe, options: Options = Options()) -> Path:
     """
     if recipe.cpu_threads is not None:
         torch.set_num_threads(recipe.cpu_threads)
-    state = PartialState()
+    state = process_state()
     run_dir, notes = _on_main(lambda: _resumed_run(recipe, options.resume))
     tokenizer = build_tokenizer(recipe)
     done = _finished_stages(recipe, run_dir) if run_dir else 0
@@ -101,7 +101,7 @@ def _run_stages(
     for index in range(done, len(recipe.stages)):
         if model is None:
             model = _seeded_model(
-                recipe, materials.tokenizer, index, run_dir, device=PartialState().device
+                recipe, materials.tokenizer, index, run_dir, device=process_state().device
             )
         config = recipe.stage_config(recipe.stages[index])
         if options.dry_run:
@@ -113,7 +113,7 @@ def _run_stages(
             stage.train(resume=bool(options.resume))
         finally:
             display.close()
-        if PartialState().is_main_process and not options.dry_run:
+        if process_state().is_main_process and not options.dry_run:
             _write_card(recipe, recipe.stages[index], folder, config.max_steps)
         if options.dry_run:
             _show_estimate(recipe, recipe.stages[index], folder, display)
@@ -243,7 +243,7 @@ def _is_finished(recipe: Recipe, run_dir: Path) -> bool:
 def _on_main(make: Callable[[], Any]) -> Any:
     """What the first process makes, or the mistake it finds, on every process."""
     made: list[Any] = [None, None]
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         try:
             made[0] = make()
         except (ValueError, OSError) as error:

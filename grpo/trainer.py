@@ -71,7 +71,6 @@ class GRPOTrainer(Stage):
         engine: RolloutEngine | None = None,
         folder: RunFolder | None = None,
         display: RunDisplay | None = None,
-        card: str = "",
     ) -> None:
         config = config or GRPOConfig()
         model, tokenizer = _model_and_tokenizer(model, tokenizer)
@@ -84,9 +83,7 @@ class GRPOTrainer(Stage):
         self.rewards = _reward_suite(reward_funcs, reward_weights)
         self.objective = objective_of(config)
         folder = folder or RunFolder(Path(config.run_dir or new_run_dir("grpo")))
-        super().__init__(
-            model, config, tokenizer=tokenizer, folder=folder, display=display, card=card
-        )
+        super().__init__(model, config, tokenizer=tokenizer, folder=folder, display=display)
         self.config: GRPOConfig = config
         self.order = PromptOrder(
             len(self.train_prompts.prompts), seed=self.seed, shuffle=config.shuffle_dataset
