@@ -115,7 +115,7 @@ _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
 
 def _read_hub(place: str, path: Path, split: str, limit: int | None) -> list[Row]:
     """A dataset of the Hugging Face hub, or a folder that `datasets` can read."""
-    is_folder = path.is_dir()
+    is_folder = bool(place.strip()) and path.is_dir()
     if not is_folder:
         _refuse_unlikely_id(place)
     try:

@@ -30,7 +30,9 @@ TEMPLATES: dict[str, str] = {
     "none": "{{ prompt }}",
     "r1_zero": _R1_ZERO,
     "r1_zero_think": _R1_ZERO + " <think>",
-    "boxed": "{{ prompt }}\n\nThink step by step and put the final answer in \\boxed{}.\n\n",
+    "boxed": (
+        "{{ prompt }}\n\nThink step by step and put the final answer in \\boxed{}.\n\nSolution:"
+    ),
 }
 
 _JINJA = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
