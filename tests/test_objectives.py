@@ -229,7 +229,7 @@ def test_kl_in_the_reward_by_hand() -> None:
     ],
 )
 def test_sampler_corrections_by_hand(
-    correction: str, limits: dict[str, float | None], weights: list[list[float]]
+    correction: str, limits: dict[str, Any], weights: list[list[float]]
 ) -> None:
     ratio = torch.tensor([[4.0, 1.0, math.nan], [0.25, 0.5, math.inf]], dtype=torch.float64)
     loss = hand_loss(

@@ -8,11 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+from thinkrl.grpo.advantages import (
+    Scale,
+    drop_truncated,
+    gdpo_advantages,
+    group_advantages,
+    soft_overlong_penalty,
+)
 from thinkrl.grpo.objectives import Objective, policy_loss, resolve
 from torch import Tensor
 
 pytest.importorskip("trl")
-from .trl_oracle import trl_loss
+from .trl_oracle import get_soft_overlong_punishment, tiny_trainer, trl_loss
 
 TOLERANCE = 1e-12
 CASES = 60  # random cases a preset
@@ -195,3 +202,97 @@ def test_advantages_per_token_equal_trl() -> None:
         x = a_batch(rng)
         x["advantages"] = torch.randn_like(x["lp"])
         compare(preset, x, beta=0.1)
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return tiny_trainer(str(tmp_path_factory.mktemp("trl")), num_generations=4)
+
+
+def some_rewards(rng: random.Random) -> Tensor:
+    """[3, 4, 2] with unscored entries, one completion without any, and a group of equal ones."""
+    rewards = torch.tensor([rng.choice([0.0, 0.25, 1.0, 2.0]) for _ in range(24)]).view(3, 4, 2)
+    rewards[torch.tensor([rng.random() < 0.15 for _ in range(24)]).view(3, 4, 2)] = math.nan
+    rewards[1, 2] = math.nan
+    rewards[2] = 0.25
+    return rewards
+
+
+def as_rows(rewards_PGF: Tensor) -> list[list[float | None]]:
+    return [[None if x.isnan() else x.item() for x in row] for row in rewards_PGF.flatten(0, 1)]
+
+
+def test_advantages_equal_trl(trainer: Any) -> None:
+    rng = random.Random(0)
+    completions = [[4, 5, 1]] * 12
+    for _ in range(10):
+        rewards = some_rewards(rng)
+        weights = torch.tensor([rng.choice([0.3, 0.8]), rng.choice([1.0, 2.0])])
+        trainer.reward_weights = weights
+        total = (rewards * weights).nansum(-1).masked_fill(rewards.isnan().all(-1), math.nan)
+        trainer.multi_objective_aggregation = "sum_then_normalize"
+        scales: tuple[Scale, ...] = ("group", "batch", "none")
+        for scale in scales:
+            trainer.scale_rewards = scale
+            trl = trainer.score(as_rows(rewards), completions)["advantages"].view(3, 4)
+            ours = group_advantages(total, scale=scale)
+            torch.testing.assert_close(ours, trl, atol=1e-6, rtol=1e-5)
+        trainer.multi_objective_aggregation = "normalize_then_sum"
+        trl = trainer.score(as_rows(rewards), completions)["advantages"].view(3, 4)
+        torch.testing.assert_close(gdpo_advantages(rewards, weights), trl, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("correction", CORRECTIONS)
+@pytest.mark.parametrize("minimum", [None, 0.5])
+def test_importance_ratios_equal_trl(trainer: Any, correction: str, minimum: float | None) -> None:
+    rewards = as_rows(some_rewards(random.Random(0))[:1])
+    completions = [[4, 5, 6, 1], [7, 1], [8, 9, 4, 5], [1]]
+    sampled = [[-3.0, -2.5, -2.9, -2.0], [-3.5, None], [-2.7, -2.8, -2.7, -2.9], [-6.0]]
+    trainer.use_vllm = True
+    trainer.vllm_importance_sampling_mode = correction
+    trainer.vllm_importance_sampling_clip_min = minimum
+    try:
+        out = trainer.score(rewards, completions, sampled)
+    finally:
+        trainer.use_vllm = False
+    # A loss of -lp per token has minus the importance ratio as its gradient.
+    old = out["old_per_token_logps"]
+    lp = old.clone().requires_grad_()
+    loss, metrics = policy_loss(
+        lp,
+        old,
+        torch.ones(4),
+        out["completion_mask"],
+        clip="reinforce",
+        aggregation="token_mean",
+        denominator=1.0,
+        sampling_logprobs_BT=out["sampling_per_token_logps"],
+        importance_correction=correction,
+        importance_min=minimum,
+    )
+    (grad,) = torch.autograd.grad(loss, lp)
+    expected = out["importance_sampling_ratio"] * out["completion_mask"]
+    torch.testing.assert_close(-grad, expected)
+    for name, value in metrics.items():
+        logged = trainer._metrics["train"].get(name)
+        if logged is not None:
+            assert float(value) == pytest.approx(logged[-1], rel=1e-5), name
+    assert "sampling/importance_sampling_ratio/max" in trainer._metrics["train"]
+
+
+def test_truncated_completions_and_overlong_penalty_equal_trl(trainer: Any) -> None:
+    rewards = as_rows(some_rewards(random.Random(0))[:1])
+    completions = [[4, 5, 6, 1], [7, 8], [8, 9, 4, 5], [1]]
+    whole = trainer.score(rewards, completions)["completion_mask"]
+    trainer.mask_truncated_completions = True
+    try:
+        cut = trainer.score(rewards, completions)["completion_mask"]
+    finally:
+        trainer.mask_truncated_completions = False
+    truncated = torch.tensor([False, True, True, False])
+    assert torch.equal(drop_truncated(whole, truncated), cut)
+
+    lengths = [0, 10, 79, 80, 81, 90, 99, 100, 101, 300]
+    trl = get_soft_overlong_punishment(100, 20)(completion_ids=[[0] * n for n in lengths])
+    ours = soft_overlong_penalty(torch.tensor(lengths), max_completion_length=100, cache=20)
+    torch.testing.assert_close(ours, torch.tensor(trl))

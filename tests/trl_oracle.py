@@ -12,8 +12,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from datasets import Dataset
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl.experimental.gmpo.gmpo_trainer import GMPOTrainer
+from trl.rewards.other_rewards import get_soft_overlong_punishment as get_soft_overlong_punishment
+from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.rloo_trainer import RLOOTrainer
 
@@ -108,3 +114,67 @@ def trl_loss(
     finally:
         torch.set_default_dtype(default)
     return loss, {name: values[0] for name, values in trainer._metrics["train"].items()}
+
+
+def tiny_trainer(folder: str, *, num_generations: int, num_rewards: int = 2) -> Any:
+    """A real GRPOTrainer on a tiny LLaMA that scores what it is told to have sampled.
+
+    `trainer.score(rewards, completions, sampled)` runs its own path from rewards to advantages and
+    importance ratios: rewards [rows, num_rewards] (None or NaN: unscored), completions as token
+    ids, `sampled` the log-probs the sampler reports.
+    """
+    torch.manual_seed(0)
+    vocabulary = {f"t{i}": i for i in range(16)}
+    backend = Tokenizer(WordLevel(vocabulary, unk_token="t0"))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="t1", pad_token="t2", unk_token="t0"
+    )
+    config = LlamaConfig(
+        vocab_size=16,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        eos_token_id=1,
+        pad_token_id=2,
+    )
+
+    def read_column(name: str) -> Any:
+        def reward(completions: list[Any], **columns: Any) -> list[float | None]:
+            return columns[name]
+
+        reward.__name__ = name
+        return reward
+
+    names = [f"reward_{i}" for i in range(num_rewards)]
+    trainer: Any = GRPOTrainer(
+        LlamaForCausalLM(config),
+        [read_column(name) for name in names],
+        args=GRPOConfig(
+            output_dir=folder,
+            use_cpu=True,
+            bf16=False,
+            report_to=[],
+            num_generations=num_generations,
+            per_device_train_batch_size=num_generations,
+            # a cycle of several steps, so that the log-probs before the first are returned
+            steps_per_generation=2,
+            scale_rewards="group",
+            reward_weights=[1.0] * num_rewards,
+        ),
+        train_dataset=Dataset.from_list([{"prompt": "t3"}] * num_generations),
+        processing_class=tokenizer,
+    )
+
+    def score(
+        rewards: list[list[float | None]], completions: list[list[int]], sampled: Any = None
+    ) -> dict[str, Any]:
+        texts = ["t3"] * len(completions)
+        trainer._generate = lambda prompts: (
+            *([[3]] * len(prompts), completions, None, texts, sampled, {}, None, None),
+        )
+        rows = [{"prompt": "t3", **dict(zip(names, row, strict=True))} for row in rewards]
+        return trainer._generate_and_score_completions(rows)
+
+    trainer.score = score
+    return trainer
