@@ -2,8 +2,8 @@
 
 Pure functions on [P, G] tensors (P prompts, G completions each). NaN is an unscored completion: it
 enters no mean and no deviation and gets advantage 0. Rewards are rounded to float32, statistics
-taken in float64 and advantages returned in float32. Standard deviations have ddof = 1; the GRPO papers
-(arXiv 2402.03300, 2501.12948 eq. 3) print `std` without saying which, and no epsilon.
+taken in float64 and advantages returned in float32. Standard deviations have ddof = 1; the GRPO
+papers (arXiv 2402.03300, 2501.12948 eq. 3) print `std` without saying which, and no epsilon.
 """
 
 from __future__ import annotations
