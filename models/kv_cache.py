@@ -5,9 +5,9 @@ and step. Its rows lie on a common timeline: at column c every row writes its ne
 its length; what lies before a row's own start is masked. So a write is one slice, and a model's
 sliding window is the same columns for all.
 
-Axes: K kv heads, B rows, P prompts, S prompt tokens, C columns, D head width, R query heads per kv
-head; a leading 2 is keys, values. K comes before rows, so that rows and grids of rows flatten to
-batches of matrices without a copy.
+Axes: K kv heads, B rows, N = K * B, R query heads per kv head, P prompts, S prompt tokens, C columns,
+D head width; a leading 2 is keys, values. K comes before rows, so that rows and grids of rows
+flatten to batches of matrices without a copy.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ..kernels.masks import packed_causal
 # Columns that the timeline grows by, at least; a long one grows by a share of its length.
 _BLOCK = 64
 _GROWTH = 0.5
+_DENSE = torch.contiguous_format
 
 
 class PromptCache:
@@ -107,8 +108,10 @@ class GroupCache:
             self.rows = [kv.new_empty(*kv.shape[:2], 0, 0, kv.shape[-1]) for kv in self.prompts]
         for layer, kv in enumerate(self.rows):  # one by one: only one layer is held twice
             moved = kv[:, :, :, shift : shift + self.column].index_select(2, index)
-            self.rows[layer] = kv.new_zeros(*kv.shape[:2], len(starts), width, kv.shape[-1])
+            self.rows[layer] = kv.new_empty(*kv.shape[:2], len(starts), width, kv.shape[-1])
             self.rows[layer][:, :, : len(kept), : self.column] = moved
+            # Masked, but still read: 0 * NaN would be NaN.
+            self.rows[layer][:, :, len(kept) :, : self.column] = 0.0
         self._arrange(prompts)
         self._hide(starts, [self.prompt_lengths[p] for p in prompts])
 
@@ -182,28 +185,33 @@ class GroupCache:
         k_KBCD, v_KBCD = self.rows[layer]
         k_KBCD[:, :, self.column] = k_B1KD[:, 0].transpose(0, 1)
         v_KBCD[:, :, self.column] = v_B1KD[:, 0].transpose(0, 1)
-        k_KNCD, v_KNCD = (x[:, :, self._seen].flatten(0, 1) for x in (k_KBCD, v_KBCD))
+        k_NCD, v_NCD = (x[:, :, self._seen].flatten(0, 1) for x in (k_KBCD, v_KBCD))
         k_KPSD, v_KPSD = self.prompts[layer]
         S = k_KPSD.shape[2]
-        q_KBRD = q_B1HD.view(B, K, H // K, D).transpose(0, 1).to(k_KBCD.dtype).contiguous()
-        shared_KBRS = self._by_prompt(q_KBRD, k_KPSD.mT)
-        own_KBRC = torch.bmm(q_KBRD.flatten(0, 1), k_KNCD.mT).view(K, B, H // K, -1)
-        scores_KBRX = torch.cat((shared_KBRS, own_KBRC), -1).mul_(D**-0.5)
+        q_KBRD = q_B1HD.view(B, K, H // K, D).transpose(0, 1).to(k_KBCD.dtype)
+        q_NRD = torch.mul(q_KBRD, D**-0.5, out=torch.empty_like(q_KBRD, memory_format=_DENSE))
+        q_NRD = q_NRD.view(K * B, H // K, D)
+        scores = (self._by_prompt(q_NRD, k_KPSD.mT), torch.bmm(q_NRD, k_NCD.mT))
+        scores_NRX = torch.cat(scores, dim=-1)
         if self._step_bias_BX is not None:
-            scores_KBRX += self._step_bias_BX[:, None]
-        weights_KBRX = scores_KBRX.softmax(-1)
-        out_KBRD = torch.bmm(weights_KBRX[..., S:].flatten(0, 1), v_KNCD).view(q_KBRD.shape)
-        out_KBRD += self._by_prompt(weights_KBRX[..., :S], v_KPSD)
-        return out_KBRD.transpose(0, 1).reshape(B, 1, H, D).to(q_B1HD.dtype)
+            scores_NRX.view(K, B, H // K, -1).add_(self._step_bias_BX[:, None])
+        weights_NRX = scores_NRX.softmax(-1)
+        out_NRD = torch.bmm(weights_NRX[..., S:], v_NCD)
+        out_NRD += self._by_prompt(weights_NRX[..., :S], v_KPSD)
+        out_B1HD = out_NRD.view(K, B, H // K, D).transpose(0, 1).reshape(B, 1, H, D)
+        return out_B1HD.to(q_B1HD.dtype)
 
-    def _by_prompt(self, x_KBRX: Tensor, y_KPXY: Tensor) -> Tensor:
-        """x @ y of the row's prompt -> [K, B, R, Y]: one product for all rows of a prompt."""
+    def _by_prompt(self, x_NRX: Tensor, y_KPXY: Tensor) -> Tensor:
+        """x @ y of each row's prompt -> [N, R, Y]: one product for all rows of a prompt."""
         K, P, X, Y = y_KPXY.shape
-        if self._grid is not None:
-            x_KBRX = x_KBRX.index_select(1, self._grid[0])
-        out = torch.bmm(x_KBRX.reshape(K * P, -1, X), y_KPXY.flatten(0, 1))
-        out_KBRY = out.view(K, -1, x_KBRX.shape[2], Y)
-        return out_KBRY if self._grid is None else out_KBRY.index_select(1, self._grid[1])
+        N, R, _ = x_NRX.shape
+        if self._grid is None:
+            out = torch.bmm(x_NRX.reshape(K * P, -1, X), y_KPXY.flatten(0, 1))
+            return out.view(N, R, Y)
+        row_of_cell, cell_of_row = self._grid
+        cells = x_NRX.view(K, N // K, R, X).index_select(1, row_of_cell)
+        out = torch.bmm(cells.view(K * P, -1, X), y_KPXY.flatten(0, 1))
+        return out.view(K, -1, R, Y).index_select(1, cell_of_row).view(N, R, Y)
 
 
 def _resize(kv: Tensor, width: int) -> Tensor:

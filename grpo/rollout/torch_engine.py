@@ -73,6 +73,8 @@ class TorchEngine:
 
     def text_of(self, sequences: Sequence[Sequence[int]]) -> list[str]:
         """Decoded text without end-of-sequence, padding and other special tokens; tags stay."""
+        if not sequences:  # tokenizers read an empty list as one empty text
+            return []
         shown = [[t for t in ids if t not in self._hidden_ids] for ids in sequences]
         return self.tokenizer.batch_decode(
             shown, skip_special_tokens=False, clean_up_tokenization_spaces=False
