@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -239,13 +240,14 @@ def test_conversations_keep_messages_and_tell_rewards_the_text(chat_tokenizer):
 def test_text_gets_the_tokenizers_bos_a_chat_template_writes_its_own():
     tokenizer = char_tokenizer(ASCII, tags=("<think>", "</think>", "<bos>"))
     tokenizer.bos_token = "<bos>"
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    bos: Any = tokenizer.bos_token_id
+    eos: Any = tokenizer.eos_token_id
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<bos> $A <eos>", special_tokens=[("<bos>", bos), ("<eos>", eos)]
     )
     tokenizer.chat_template = "<bos>" + CHAT
     [prompt] = as_prompts([{"prompt": "1"}], tokenizer=tokenizer).prompts
-    assert prompt.token_ids == [bos, *tokenizer.convert_tokens_to_ids(["1"])]  # no EOS
+    assert prompt.token_ids == [bos, tokenizer.convert_tokens_to_ids("1")]  # no EOS
     [prompt] = as_prompts([{"prompt": "1"}], tokenizer=tokenizer, template="chat").prompts
     assert prompt.token_ids.count(bos) == 1 and eos not in prompt.token_ids
     assert prompt.text.startswith("<bos>[user]1")

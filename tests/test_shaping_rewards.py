@@ -7,6 +7,7 @@ import json
 import math
 import random
 from fractions import Fraction
+from typing import Any
 
 import pytest
 from thinkrl.rewards.compose import RewardSuite
@@ -21,8 +22,11 @@ from thinkrl.rewards.length import (
     soft_overlong,
 )
 from thinkrl.rewards.registry import load_reward
-from trl.rewards import get_repetition_penalty_reward, get_soft_overlong_punishment
 from trl.rewards.accuracy_rewards import get_cosine_scaled_reward
+from trl.rewards.other_rewards import (
+    get_repetition_penalty_reward,
+    get_soft_overlong_punishment,
+)
 
 RIGHT, WRONG = "<think>a</think>4", "<think>a</think>5"
 
@@ -66,7 +70,7 @@ def test_cosine_on_published_values():
 
 
 def test_cosine_is_trls_where_both_verifiers_agree():
-    values = {
+    values: dict[str, Any] = {
         "min_value_wrong": -0.8,
         "max_value_wrong": -0.1,
         "min_value_correct": 0.2,
@@ -105,7 +109,9 @@ def test_mistakes_of_shaping_rewards_are_named():
     with pytest.raises(ValueError, match="'exact_answer' needs 'answer': no such column"):
         suite.score(["q"], [RIGHT], ids(1))
     with pytest.raises(ValueError, match="mode = 'soft'"):
-        length_budget(["q"], [RIGHT], ids(1), 3, mode="soft", answer=["4"])
+        load_reward("length_budget", {"mode": "soft", "target_length": 3})(
+            ["q"], [RIGHT], ids(1), answer=["4"]
+        )
     with pytest.raises(ValueError, match="max_penalty = 1"):
         repetition(ids(3), max_penalty=1)
     with pytest.raises(ValueError, match="ngram_size = 0"):
@@ -386,9 +392,7 @@ def test_countdown_columns_as_csv_text_and_rows_without_them():
         ["q"] * 4, answers, ["[8, 3]", "8 3", None, [8.0, 3]], ["24", 24.0, 1, 24]
     ) == [*(1.0, 1.0, None, 1.0)]
     suite = RewardSuite([countdown])
-    with pytest.raises(
-        ValueError, match=r"'countdown' raised ValueError: numbers .* must be whole"
-    ):
+    with pytest.raises(ValueError, match=r"'countdown' raised ValueError: numbers .* whole"):
         suite.score(["q"], ["8*3"], None, {"numbers": [[8.5, 3]], "target": [24]})
 
 
