@@ -117,9 +117,10 @@ def rotate(x_BTHD: Tensor, rotary: Rotary) -> Tensor:
     """Rotary position embedding (arXiv 2104.09864) in the half-split layout of Hugging Face.
 
     Pair i is dimensions (i, i + head_dim / 2); with the sign in `sin`, swapping halves is a roll.
+    Products are rounded before the sum, as there: in bfloat16 the results are the same bits.
     """
     cos, sin = rotary
-    return torch.addcmul(x_BTHD * cos, x_BTHD.roll(x_BTHD.shape[-1] // 2, -1), sin)
+    return x_BTHD * cos + x_BTHD.roll(x_BTHD.shape[-1] // 2, -1) * sin
 
 
 class RMSNorm(nn.Module):
