@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..models.adapters import add_lora, base_model
+from ..models.hub import find_folder
 from ..models.registry import PRESETS, load_model
 from ..models.tokenizer import char_tokenizer, load_tokenizer
 from ..rewards.compose import RewardSuite
@@ -53,7 +54,7 @@ def build_tokenizer(recipe: Recipe) -> Any:
             f"model.path = {model.path!r}: a preset has no tokenizer; set model.tokenizer to "
             "a folder, a hub id, or char"
         )
-    return load_tokenizer(model.tokenizer or model.path)
+    return load_tokenizer(model.tokenizer or find_folder(model.path))
 
 
 def build_model(
@@ -93,7 +94,7 @@ def build_materials(recipe: Recipe, tokenizer: Any, *, context_length: int) -> M
     """
     materials = Materials(tokenizer)
     if "grpo" in recipe.stages:
-        objective_of(recipe.trainer)
+        _check_objective(recipe)
         materials.rewards = load_rewards(recipe.rewards)
         longest = recipe.trainer.max_completion_length
         if longest >= context_length:
@@ -111,6 +112,15 @@ def build_materials(recipe: Recipe, tokenizer: Any, *, context_length: int) -> M
             recipe.sft, recipe.data, tokenizer=tokenizer, context_length=context_length
         )
     return materials
+
+
+def _check_objective(recipe: Recipe) -> None:
+    try:
+        objective_of(recipe.trainer)
+    except ValueError as error:
+        unknown = str(error).removeprefix("preset=")
+        name = "trainer.loss_type = " if unknown != str(error) else "trainer.objective: "
+        raise ValueError(f"{name}{unknown}") from None
 
 
 def describe_model(model: nn.Module, recipe: Recipe, device: Any) -> str:

@@ -40,12 +40,16 @@ def model_card(
     ]
     if evaluations:
         parts += ["## Held-out results", _results(evaluations[0], evaluations[-1])]
-    changed = "\n".join(differences(Recipe(), recipe))
+    changed = [
+        line
+        for line in differences(Recipe(name=recipe.name, question=recipe.question), recipe)
+        if not line.startswith("run_dir")
+    ]
     parts += [
         "## Settings",
         "What differs from the defaults, as `setting: default -> here`; `recipe.yaml` in the run "
         "folder has all of it.",
-        f"```text\n{changed}\n```",
+        "```text\n" + "\n".join(changed) + "\n```",
     ]
     if recipe.data.template != "none":
         parts.append(f"Prompts go through the template `{_one_line(recipe.data.template)}`.")

@@ -118,7 +118,7 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
 
 def _leaves(mapping: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for name, value in mapping.items():
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict):
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value

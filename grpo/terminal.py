@@ -13,6 +13,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from .recipe import find_recipe, recipe_facts, recipe_names
+
 Pairs = Sequence[tuple[str, str]]
 
 # Metric, label, style: what the live line and the charts show of a step, where it is there.
@@ -219,6 +221,17 @@ class RunDisplay:
         if advice and not self._advised:
             self._advised = True
             self.note(advice)
+
+
+def show_recipes(console: Console | None = None) -> None:
+    """The shipped recipes with what their first lines say of them."""
+    console = console or Console(highlight=False)
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for name in recipe_names():
+        table.add_row(Text(name, "bold cyan"))
+        for fact, text in recipe_facts(find_recipe(name)).items():
+            table.add_row(Text(f"  {fact.lower()}", "dim"), Text(text))
+    console.print(table)
 
 
 def signal_advice(zero_std: Sequence[float], rewards: Sequence[float]) -> str | None:
