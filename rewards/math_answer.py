@@ -187,7 +187,7 @@ def _read_part(part: tuple[str, ...], options: Any) -> tuple[Value, ...]:
     for spelling in part:
         values = read(spelling)
         if any(not isinstance(v, Word) for v in values):
-            return (*values, *_option_letters(values, options))
+            return (*values, *texts, *_option_letters(values, options))
         texts.extend(values)
     return (*texts, *_option_letters(tuple(texts), options))
 

@@ -84,7 +84,7 @@ class Comparison:
         if gold.percent or answer.percent:
             return self.percent(gold, answer)
         if gold.unit is None or answer.unit is None:
-            if self.number(gold, answer):
+            if not _radians_bare(gold, answer) and self.number(gold, answer):
                 return "number" if gold.unit is answer.unit else "number, unit missing"
             return self.radians(gold, answer)
         return self.units(gold, gold.unit, answer, answer.unit)
@@ -112,12 +112,19 @@ class Comparison:
             return "percent" if self.nodes(gold.node, answer.node) else ""
         if other.unit is not None:
             return ""
-        if self.number(gold, answer):
+        # 25 % is a bare 25, but a gold of 0.5 is not met by 0.5 %
+        if (gold.percent or not self.small(gold.node)) and self.number(gold, answer):
             return "percent, sign missing"
         hundredth: tuple[Node, Node] = tuple(
             ("pct", q.node) if q.percent else q.node for q in (gold, answer)
         )  # type: ignore[assignment]
         return "percent as a fraction" if self.nodes(*hundredth) else ""
+
+    def small(self, node: Node) -> bool:
+        try:
+            return abs(exact(node, {}, self.budget)) < 1
+        except (Inexact, NoValue):
+            return True
 
     def radians(self, gold: Quantity, answer: Quantity) -> str:
         """A bare number against an angle in degrees: radians."""
@@ -375,6 +382,17 @@ def _same_kind(unit: Unit, other: Unit) -> bool:
         return words[0][-1] == words[1][-1] and (
             set(words[0]) <= set(words[1]) or set(words[1]) <= set(words[0])
         )
+    return False
+
+
+_PI = frozenset(["pi"])
+
+
+def _radians_bare(gold: Quantity, answer: Quantity) -> bool:
+    """Whether a bare multiple of pi stands against degrees: it is meant in radians."""
+    for quantity, other in ((gold, answer), (answer, gold)):
+        if quantity.unit is None and other.unit is not None and other.unit.pi:
+            return contains(quantity.node, _PI)
     return False
 
 

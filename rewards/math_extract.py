@@ -39,7 +39,7 @@ _HEADING = re.compile(
     r"^[ \t]*(?:#+\s*|\*{1,3}\s*)?(?:final\s+)?answer\s*:?\s*\*{0,3}\s*:?[ \t]*$", re.I | re.M
 )
 _LETTER_STATEMENT = re.compile(
-    r"\b(?:option|choice)\s+\(?([A-J])\)?\s+(?:is|must be)\s+(?:the\s+)?(?:correct|right|answer)"
+    r"\b(?i:option|choice)\s+\(?([A-J])\)?\s+(?:is|must be)\s+(?:the\s+)?(?:correct|right|answer)"
     r"|\(([A-J])\)\s+is\s+(?:the\s+)?(?:correct|right|answer)",
 )
 _SENTENCE_END = re.compile(r"(?<![ap]\.m)(?<!\bsq)[.!?](?=\s+[A-Z\n(\\$*]|\s*\Z)|\n")
@@ -47,6 +47,10 @@ _REASON = re.compile(
     r"[,;]?\s+(?:because|since|as|which|where|when|so|if|in order|making|giving|given|for|after|at which|by|who)\b"
     r"|\s+[—–]\s+|\s+-\s+(?=[a-z])|;\s",
     re.I,
+)
+_WORDS = re.compile(r"(?:[^\s]+\s+){3}", re.S)  # prose, not a bare answer
+_EQUATION = re.compile(
+    r"(?:[-+*/×÷^().,$€£%=\s0-9]|\b[b-zB-HJ-Z]\b)*=(?:[-+*/×÷^().,$€£%=\s0-9])*[0-9%]"
 )
 _SEGMENT = re.compile(r"\$\$?([^$]{1,800}?)\$\$?|\\\((.{1,800}?)\\\)|\\\[(.{1,800}?)\\\]", re.S)
 _NUMBER = re.compile(
@@ -130,7 +134,7 @@ def _extract_from(text: str, where: str) -> Extraction:
         return Extraction(found.parts, where + found.source)
     bare = text.strip()
     if len(bare) <= MAX_BARE and (where or "\n" not in bare or len(bare) < 200):
-        spellings = (bare, *(() if where else _sentence_value(bare)))
+        spellings = (bare, *_sentence_value(bare)) if _WORDS.match(bare) and not where else (bare,)
         return Extraction((spellings,), where + "bare answer")
     value = _sentence_value(text)
     return Extraction((value,), where + "last sentence") if value else NOTHING
@@ -220,7 +224,7 @@ def _stated(text: str) -> Extraction | None:
     letter = None
     for match in _LETTER_STATEMENT.finditer(tail):
         letter = match
-    if letter is not None and (last is None or letter.end() > last.end() + 40):
+    if letter is not None and (last is None or letter.start() >= last.start()):
         return Extraction((((letter[1] or letter[2]),),), "choice")
     if last is None:
         return None
@@ -267,8 +271,11 @@ def _sentence_value(text: str) -> tuple[str, ...]:
     if segments:
         unique = list(dict.fromkeys(segments))
         return (unique[0],) if len(unique) == 1 else ()
+    if "\\" in sentence:
+        return ()
     if "=" in sentence:
-        return (sentence.rsplit("=", 1)[1].strip(),)
+        equations = [m[0].strip(" ,.") for m in _EQUATION.finditer(sentence)]
+        return (equations[-1],) if equations else ()
     numbers = list(dict.fromkeys(m[0].replace(" ", "") for m in _NUMBER.finditer(sentence)))
     return (numbers[0],) if len(numbers) == 1 and len(sentence) > len(numbers[0]) else ()
 

@@ -40,6 +40,13 @@ def number(text: str) -> Node:
     return ("num", Fraction(text))
 
 
+# short words that are no product of variables
+_ENGLISH = frozenset(
+    "so it we he she the you has was are not its for get all any can our yes no odd one two six ten is if of "
+    "on my due per who how why dna usd eur".split()
+)
+
+
 class Parser:
     """One pass over the tokens of one answer. Raises Unreadable for what the grammar does not know."""
 
@@ -325,7 +332,7 @@ class Parser:
 
     def is_product_word(self, token: Token) -> bool:
         """Whether a bare run of letters is a product of variables."""
-        if len(token.value) > 3:
+        if len(token.value) > 3 or token.value.lower() in _ENGLISH:
             return False
         after_operand = self.pos > 0 and self.tokens[self.pos - 1].kind in (
             "num",
@@ -425,7 +432,7 @@ class Parser:
             return self.function()
         if token.kind == "cmd":
             return self.command()
-        if token.kind == "word" and not token.in_text and len(token.value) <= 3:
+        if token.kind == "word" and self.is_letters(token):
             return self.letters_product()
         if token.kind == "op":
             return self.bracketed(token)
@@ -434,6 +441,10 @@ class Parser:
             if token.value
             else "the answer ends too early"
         )
+
+    @staticmethod
+    def is_letters(token: Token) -> bool:
+        return not token.in_text and len(token.value) <= 3 and token.value.lower() not in _ENGLISH
 
     def letters_product(self) -> Node:
         """Split a run of letters into variables and read the first; the rest follows as factors."""
@@ -647,7 +658,7 @@ class Parser:
             node = number(self.take().value)
         elif token.kind == "num":
             node = number(self.take().value)
-        elif token.kind == "word" and not token.in_text and len(token.value) <= 3:
+        elif token.kind == "word" and self.is_letters(token):
             node = self.letters_product()
         elif token.kind == "op" and token.value not in ("(", "|", "lbrace"):
             raise Unreadable("a missing argument")

@@ -225,42 +225,48 @@ def read(text: str) -> tuple[Value, ...]:
     text = clean(text)
     quick = _quick(text)
     if quick is not None:
-        return (quick,)
+        return quick
     found: list[Value] = list(_special(text))
-    for unit_letters in (False, True):
-        value = _parse(text, unit_letters=unit_letters)
-        if value is not None and value not in found:
-            found.append(value)
-        if unit_letters is False and not re.search(
-            r"[0-9)}]\s+[A-Za-z]\b|[0-9]\s?[A-Za-z]\s*/|[A-Za-z]\s*[/^]", text
-        ):
-            break
-    if not any(not isinstance(v, Choice) for v in found):
-        lead = _LEAD.match(text)
-        if lead and lead.end() < len(text):
-            return (*found, *read(text[lead.end() :]))
-        listed = _text_list(text)
-        found.extend([listed] if listed is not None else [])
-        found.append(Word(fold(text)))
-    elif len(found) and re.search(r"[A-Za-z]{3}", text):
-        found.append(Word(fold(text)))
-    return tuple(found)
+    value = _parse(text, unit_letters=False)
+    found.extend([value] if value is not None else [])
+    if _UNIT_LETTERS.search(text):
+        value = _parse(text, unit_letters=True)
+        found.extend([value] if value is not None and value not in found else [])
+    if any(not isinstance(v, Choice) for v in found):
+        if _PROSE.fullmatch(plain(text)):
+            found.append(Word(fold(text)))
+        return tuple(found)
+    words = plain(text)
+    lead = _LEAD.match(words)
+    if lead and lead.end() < len(words):
+        return (*found, *read(words[lead.end() :]))
+    listed = _text_list(words)
+    found.extend([listed] if listed is not None else [])
+    return (*found, Word(fold(text)))
 
 
-def _quick(text: str) -> Quantity | None:
+_UNIT_LETTERS = re.compile(r"[0-9)}]\s+[A-Za-z]\b|[0-9]\s?[A-Za-z]\s*/|[A-Za-z]\s*[/^]")
+_PROSE = re.compile(r"(?=.*[A-Za-z]{3})[A-Za-z0-9 ,.;'&-]+")
+
+
+def _quick(text: str) -> tuple[Value, ...] | None:
     """Plain numbers and simple fractions without the parser."""
     if len(text) > 400:
         return None
     if _PLAIN_NUMBER.match(text):
         digits = text.replace(",", "").rstrip(".").lstrip("+")
         decimals = len(digits.partition(".")[2]) if "." in digits else None
-        return Quantity(number(digits), decimals=decimals)
+        value = Quantity(number(digits), decimals=decimals)
+        parts = text.split(",")
+        if len(parts) > 1 and decimals is None and not any(p[0] == "0" for p in parts[1:]):
+            return value, Many(tuple(Quantity(number(p)) for p in parts))  # 120,180 may be a list
+        return (value,)
     match = _SIMPLE_FRACTION.match(text)
     if match:
         bottom = int(match[3] or match[5])
         if bottom:
-            value = Fraction(int(match[2] or match[4]), bottom)
-            return Quantity(("num", -value if match[1] == "-" else value))
+            fraction = Fraction(int(match[2] or match[4]), bottom)
+            return (Quantity(("num", -fraction if match[1] == "-" else fraction)),)
     return None
 
 
@@ -294,9 +300,8 @@ def _special(text: str) -> list[Value]:
     return [Quantity(("num", Fraction(value)))] if value is not None else found
 
 
-def _text_list(text: str) -> Many | None:
+def _text_list(words: str) -> Many | None:
     """Names separated by commas or `and`, as an unordered collection."""
-    words = plain(text)
     if len(words) > 300 or not re.search(r",|;|\band\b", words):
         return None
     items = [fold(item) for item in re.split(r"[,;]\s*(?:and\s+)?|\s+and\s+", words)]
@@ -655,14 +660,15 @@ def _roughly(left: Node, right: Node) -> bool:
 
 
 _ARTICLES = re.compile(r"\b(?:the|a|an)\b")
-_STRIP = " .,;:!?'\"`*_$()[]{}"
+_STRIP = " .,;:!?'\"`*_$"
 
 
 def fold(text: str) -> str:
     """Text for comparison: no case, articles, final punctuation, wrappers or repeated blanks."""
     if len(text) > MAX_CHARS:
         return ""
-    words = plain(text).replace("\\", " ").lower()
-    words = _ARTICLES.sub(" ", words)
-    words = re.sub(r"[\s_{}-]+", " ", words)
-    return words.strip(_STRIP)
+    words = plain(text).lower()
+    if _PROSE.fullmatch(words):
+        words = _ARTICLES.sub(" ", words)
+        words = words.replace("-", " ")
+    return re.sub(r"\s+", " ", words).strip(_STRIP)

@@ -210,7 +210,11 @@ class PhraseReader:
         return token.value.lower() if token.kind == "word" else ""
 
     def product(self) -> Unit | None:
-        unit = self.factor()
+        rate = self.word() in ("per", "a", "an", "each") or self.tokens[self.pos].value == "/"
+        if rate and lookup(self.tokens[self.pos + 1].value) is not None:
+            unit: Unit | None = NO_UNIT
+        else:
+            unit = self.factor()
         if unit is None:
             return None
         while True:
