@@ -20,6 +20,7 @@ from torch import Tensor
 _WASTE_PAIRS = 8192
 _WASTE_SHARE = 0.25
 _WINDOW_CHUNK = 64
+_PATCH_BYTES = 64  # bytes that share a dense block, whatever patch they are of
 
 
 @dataclass(frozen=True)
@@ -203,27 +204,130 @@ def shared_prefix(groups: Iterable[tuple[int, Sequence[int]]]) -> Mask:
     then each completion, group after group. A completion sees its prompt and itself up to the
     token, exactly as if the prompt had been repeated before it.
     """
+    lengths: list[int] = []
+    parents: list[int] = []
+    for prompt_length, completion_lengths in groups:
+        prompt = len(lengths)
+        lengths += [prompt_length, *completion_lengths]
+        parents += [-1, *[prompt] * (len(lengths) - prompt - 1)]
+    return prefix_tree(lengths, parents)
+
+
+def prefix_tree(lengths: Sequence[int], parents: Sequence[int]) -> Mask:
+    """A tree of token runs, each the continuation of its parent; a forest, if several are roots.
+
+    Run n has `lengths[n]` tokens and continues run `parents[n]` (-1: a root). The runs are laid end
+    to end in depth-first order: a run, then all that continues it. A token sees its own run up to
+    itself, and all runs above it. Raises ValueError on another order.
+    """
+    lengths = _check_lengths(lengths)
+    if len(parents) != len(lengths):
+        raise ValueError(f"parents: {len(parents)} for {len(lengths)} lengths; give one per run")
+    starts, total = _offsets(lengths)
+    stops = [start + n for start, n in zip(starts, lengths, strict=True)]
+    subtree_stops = list(stops)
+    rows: list[Row] = []
+    path: list[int] = []  # from a root down to the run at hand
+    for n, parent in enumerate(parents):
+        while path and path[-1] != parent:
+            path.pop()
+        if not path and parent != -1:
+            raise ValueError(f"parents[{n}]={parent}: not above run {n} in depth-first order")
+        path.append(n)
+        for above in path:
+            subtree_stops[above] = stops[n]
+        keys = tuple((starts[p], stops[p]) for p in path if lengths[p])
+        if lengths[n]:
+            rows.append(Row(keys[-1], keys, causal=len(keys) == 1))
+    hi_S = [stop for stop, n in zip(subtree_stops, lengths, strict=True) for _ in range(n)]
+    return _mask(torch.arange(total), hi_S, total, rows=rows)
+
+
+def block_causal(documents: Iterable[Sequence[int]]) -> Mask:
+    """Documents of blocks, laid end to end; a token sees its own block and the blocks before it.
+
+    Each document is the lengths of its blocks. Semi-autoregressive diffusion: a prompt as the first
+    block, then blocks that are denoised one after the other.
+    """
     lo_S: list[int] = []
     hi_S: list[int] = []
     rows: list[Row] = []
-    start = 0
-    for prompt_length, completion_lengths in groups:
-        lengths = _check_lengths([prompt_length, *completion_lengths])
-        prompt = (start, start + prompt_length)
-        stop = start + sum(lengths)
-        hi_S += [stop] * prompt_length
-        if prompt_length:
-            rows.append(Row(prompt, (prompt,), causal=True))
-        at = prompt[1]
-        for n in lengths[1:]:
-            own = (at, at + n)
-            hi_S += [own[1]] * n
+    for blocks in documents:
+        blocks = _check_lengths(blocks)
+        first, stop = len(lo_S), len(lo_S) + sum(blocks)
+        hi_S += [stop] * (stop - first)
+        for n in blocks:
+            at = len(lo_S)
+            lo_S += [at] * n
             if n:
-                rows.append(Row(own, (prompt, own) if prompt_length else (own,)))
-            at += n
-        lo_S += range(start, stop)
-        start = stop
-    return _mask(lo_S, hi_S, start, rows=rows)
+                rows.append(Row((at, at + n), ((first, at + n),)))
+    return _mask(lo_S, hi_S, len(lo_S), rows=rows)
+
+
+def block_diffusion(documents: Iterable[tuple[int, Sequence[int]]]) -> Mask:
+    """Noisy and clean copies of each block side by side, to train block diffusion in one pass.
+
+    `documents` is [(prompt length, [block length, ...]), ...]; a document is laid out as its
+    prompt, then for each block its noisy copy and its clean copy. A noisy token sees its own noisy
+    block, the prompt and the clean blocks before it; a clean token the prompt and the clean blocks
+    up to its own (BD3-LM, arXiv 2503.09573, which puts all noisy copies first).
+    """
+    lo_S: list[int] = []
+    hi_S: list[int] = []
+    rows: list[Row] = []
+    for prompt_length, blocks in documents:
+        prompt_length, *blocks = _check_lengths([prompt_length, *blocks])
+        stop = len(lo_S) + prompt_length + 2 * sum(blocks)
+        clean: list[tuple[int, int]] = []
+        for n, is_clean in [
+            (prompt_length, True),
+            *((n, c) for n in blocks for c in (False, True)),
+        ]:
+            run = len(lo_S), len(lo_S) + n
+            lo_S += [run[0]] * n
+            hi_S += [stop if is_clean else run[1]] * n
+            if n:
+                rows.append(Row(run, (*clean, run)))
+                clean += [run] if is_clean else []
+    return _mask(lo_S, hi_S, len(lo_S), rows=rows)
+
+
+def patches_from_bytes(patch_lengths: Sequence[int], *, slots: int = 1) -> Mask:
+    """Each patch's queries see the bytes of that patch: queries are patches, keys are bytes.
+
+    A patch has `slots` consecutive queries (BLT's cross_attn_k, arXiv 2412.09871). A patch without
+    bytes sees nothing. A packed batch is the patches of all its rows, in order.
+    """
+    _check_sizes(slots=slots)
+    lengths = _check_lengths(patch_lengths)
+    lo_S = torch.tensor([p * slots for p, n in enumerate(lengths) for _ in range(n)])
+    rows = [Row(patches, (bytes_,)) for patches, bytes_ in _patch_runs(lengths, slots)]
+    return _mask(lo_S, lo_S + slots, len(lengths) * slots, rows=rows)
+
+
+def bytes_from_patches(patch_lengths: Sequence[int], *, slots: int = 1) -> Mask:
+    """Each byte sees its patch: queries are bytes, keys are `slots` consecutive ones per patch."""
+    _check_sizes(slots=slots)
+    lengths = _check_lengths(patch_lengths)
+    starts, total = _offsets(lengths)
+    lo_S = [start for start in starts for _ in range(slots)]
+    hi_S = [start + n for start, n in zip(starts, lengths, strict=True) for _ in range(slots)]
+    rows = [Row(bytes_, (patches,)) for patches, bytes_ in _patch_runs(lengths, slots)]
+    return _mask(lo_S, hi_S, total, rows=rows)
+
+
+def _patch_runs(
+    lengths: Sequence[int], slots: int
+) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Runs of patches (as slots) that together have some bytes, and the run of these bytes."""
+    runs = []
+    first = at = stop = 0
+    for p, n in enumerate(lengths):
+        stop += n
+        if stop - at >= _PATCH_BYTES or (p + 1 == len(lengths) and stop > at):
+            runs.append(((first * slots, (p + 1) * slots), (at, stop)))
+            first, at = p + 1, stop
+    return runs
 
 
 def _mask(
