@@ -7,12 +7,13 @@ several solutions are multisets, brackets are ordered; `x = 3` is 3; digits in a
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from .math_equal import contains, proportional, same_value, variables
-from .math_eval import Budget, Inexact, NoValue, exact
+from .math_equal import contains, differ_by_constant, proportional, same_value, variables
+from .math_eval import Budget, Inexact, NoValue, TooCostly, exact
 from .math_lex import Unreadable
 from .math_parse import Node
 from .math_read import (
@@ -32,10 +33,13 @@ from .math_read import (
     Word,
 )
 from .math_regions import INFINITY, MINUS_INFINITY, Region, interval, order
+from .math_slow import encode, pool
 from .math_units import Unit
+from .workers import WorkerError, WorkerTimeout
 
 MAX_ITEMS = 80  # of a collection
 _OPERATORS = frozenset(["big"])
+_SLOW = f"{__name__.rpartition('.')[0]}.math_slow:"
 
 
 @dataclass
@@ -74,10 +78,36 @@ class Comparison:
         if contains(answer, _OPERATORS) and not contains(gold, _OPERATORS) and not self.unevaluated:
             return False  # the question restated
         try:
+            if contains((gold, answer), _OPERATORS):
+                return self.finite(gold, answer) or self.slow("equal_values", gold, answer)
+            bare = _without_constant(gold), _without_constant(answer)
+            if bare[0] is not None and bare[1] is not None:
+                return differ_by_constant(bare[0], bare[1], self.budget)
             return same_value(gold, answer, self.budget)
         except NoValue as error:
             if str(error) == "timeout":
                 raise
+            return False
+
+    def finite(self, gold: Node, answer: Node) -> bool:
+        """Sums and products of few terms, here; NoValue leaves the others to the workers."""
+        try:
+            return same_value(gold, answer, self.budget)
+        except NoValue as error:
+            if str(error) == "timeout":
+                raise
+            return False
+
+    def slow(self, function: str, *nodes: Node) -> bool:
+        """A comparison by sympy in a worker process: sums, integrals, limits, rational equations."""
+        timeout_s = self.budget.deadline - time.monotonic()
+        if timeout_s < 0.05:
+            raise TooCostly("timeout")
+        try:
+            return bool(pool().call(_SLOW + function, *map(encode, nodes), timeout_s=timeout_s))
+        except WorkerTimeout:
+            raise TooCostly("timeout") from None
+        except WorkerError:
             return False
 
     def quantity(self, gold: Quantity, answer: Quantity) -> str:
@@ -242,7 +272,11 @@ class Comparison:
 
     def equation(self, gold: Equation, answer: Equation) -> str:
         left, right = (("add", (e.left, ("neg", e.right))) for e in (gold, answer))
-        return "equation up to a factor" if self.proportional(left, right) else ""
+        if self.proportional(left, right):
+            return "equation up to a factor"
+        if variables(left) != variables(right) or not (_divides(left) or _divides(right)):
+            return ""
+        return "equation without denominators" if self.slow("equal_equations", left, right) else ""
 
     def proportional(self, left: Node, right: Node, *, positive: bool = False) -> bool:
         try:
@@ -329,6 +363,8 @@ class Comparison:
     def ratio(self, gold: Ratio, answer: Ratio) -> str:
         if len(gold.terms) != len(answer.terms):
             return ""
+        if any(self.nodes(term, _ZERO) for term in gold.terms):
+            return "ratio" if all(map(self.nodes, gold.terms, answer.terms)) else ""
         first_gold, first = gold.terms[0], answer.terms[0]
         for g, a in zip(gold.terms[1:], answer.terms[1:], strict=True):
             if not self.nodes(("mul", (first_gold, a)), ("mul", (first, g))):
@@ -386,6 +422,7 @@ def _same_kind(unit: Unit, other: Unit) -> bool:
 
 
 _PI = frozenset(["pi"])
+_ZERO: Node = ("num", Fraction(0))
 
 
 def _radians_bare(gold: Quantity, answer: Quantity) -> bool:
@@ -394,6 +431,26 @@ def _radians_bare(gold: Quantity, answer: Quantity) -> bool:
         if quantity.unit is None and other.unit is not None and other.unit.pi:
             return contains(quantity.node, _PI)
     return False
+
+
+def _without_constant(node: Node) -> Node | None:
+    """F(x) of an antiderivative F(x) + C; None for other trees."""
+    if node[0] != "add":
+        return None
+    constants = [item for item in node[1] if item in (("sym", "C"), ("sym", "c"), ("sym", "K"))]
+    rest = tuple(item for item in node[1] if item not in constants)
+    if len(constants) != 1 or not rest or constants[0][1] in variables(("add", rest)):
+        return None
+    return ("add", rest) if variables(("add", rest)) else None
+
+
+def _divides(node: Any) -> bool:
+    """Whether a tree divides by a variable."""
+    if not isinstance(node, tuple) or not node:
+        return False
+    if node[0] == "div" and variables(node[2]):
+        return True
+    return any(_divides(part) for part in node)
 
 
 def _in_base(node: Node, unit: Unit) -> Node:
@@ -430,9 +487,10 @@ def _as_region(value: Ordered) -> Region | None:
     if not (isinstance(low, Quantity) and isinstance(high, Quantity)) or low.unit or high.unit:
         return None
     try:
-        return interval(("seq", value.brackets[0], value.brackets[1], (low.node, high.node)))
+        region = interval(("seq", value.brackets[0], value.brackets[1], (low.node, high.node)))
     except (Unreadable, NoValue):
         return None
+    return None if region.is_empty() else region
 
 
 _TURN = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}

@@ -239,6 +239,27 @@ def _same_ratio(a: Any, b: Any) -> bool:
     return _near(a, b, mp, HIGH // 2)
 
 
+def differ_by_constant(left: Node, right: Node, budget: Budget) -> bool:
+    """Whether left - right is the same number at every point: antiderivatives of one function."""
+    difference: Node = ("add", (left, ("neg", right)))
+    envs = points(variables(difference))
+    mp = context(HIGH)
+    values = []
+    for env in envs:
+        try:
+            value: Any = numeric(difference, env, mp, budget)
+        except TooCostly:
+            raise
+        except NoValue:
+            continue
+        if _is_real(value, mp):
+            values.append(mp.re(value))
+    if len(values) < ENOUGH:
+        return False
+    scale = max(1, *(abs(v) for v in values))
+    return all(abs(v - values[0]) <= scale * mp.mpf(2) ** (-HIGH // 2) for v in values)
+
+
 def compare_order(left: Node, right: Node, budget: Budget) -> int | None:
     """-1, 0 or 1 for two real constants; None when one is no real number."""
     try:

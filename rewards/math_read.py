@@ -183,6 +183,8 @@ _LEAD = re.compile(
 def clean(text: str) -> str:
     """The answer without wrappers, decoration of Markdown and final punctuation, in ASCII LaTeX."""
     text = to_ascii(text.strip())
+    if text[:2] in ("['", '["', "{'", "('"):
+        text = re.sub(r"['\"]", "", text)  # a Python list of strings
     for _ in range(6):
         before = text
         text = text.strip().strip("`").strip()
@@ -532,7 +534,10 @@ def combine_regions(regions: list[Region], how: str) -> Region:
 def _sequence(node: Node) -> Value:
     _, opening, closing, nodes = node
     if len(nodes) == 2 and opening + closing in ("(]", "[)"):
-        return interval(node)
+        region = interval(node)
+        return _refuse("an interval without a number") if region.is_empty() else region
+    if opening + closing in ("(]", "[)"):
+        raise Unreadable("brackets that do not match")
     return Ordered(_ordered_items(nodes), opening + closing)
 
 
@@ -670,5 +675,5 @@ def fold(text: str) -> str:
     words = plain(text).lower()
     if _PROSE.fullmatch(words):
         words = _ARTICLES.sub(" ", words)
-        words = words.replace("-", " ")
+        words = re.sub(r"(?<=[a-z])-(?=[a-z])", " ", words)
     return re.sub(r"\s+", " ", words).strip(_STRIP)
