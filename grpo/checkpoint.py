@@ -7,7 +7,6 @@ killed at any moment leaves the previous checkpoint as it was. `latest` and `bes
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import random
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from ..models.checkpoint import replaced_folder
 
 STATE = "trainer_state"
 
@@ -66,39 +67,22 @@ def write_folder(final: Path, write: Callable[[Path], None]) -> None:
 
     Raises RunError when the disk is full or the place cannot be written.
     """
-    partial = final.with_name(f".partial-{final.name}")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        write(partial)
-        _flush(partial)
-        if final.exists():
-            shutil.rmtree(final)
-        partial.rename(final)
-    except Exception as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        reason = _disk_problem(error)
-        if reason is None:
-            raise
-        raise RunError(
-            f"{final}: cannot save: {reason}; free some space or set run_dir to another disk"
-        ) from error
-
-
-def _disk_problem(error: Exception) -> str | None:
-    """What the disk refused, or None; torch and safetensors hide the errno in their message."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    texts = [*(os.strerror(code) for code in codes), "failed writing file"]
-    return next((text for text in texts if text in str(error)), None)
+        with replaced_folder(final) as staging:
+            write(staging)
+            _flush(staging)
+    except OSError as error:
+        raise RunError(f"{error}; free some space or set run_dir to another disk") from error
 
 
 def write_state(folder: Path, state: dict[str, Any], tensors: dict[str, Any]) -> None:
     """`trainer_state/`: counters as JSON, and one .pt file per entry of `tensors`."""
     (folder / STATE).mkdir()
     for name, value in tensors.items():
-        torch.save(value, folder / STATE / f"{name}.pt")
+        try:
+            torch.save(value, folder / STATE / f"{name}.pt")
+        except RuntimeError as error:  # torch hides the errno of a full disk
+            raise OSError(f"{name}.pt could not be written: {error}".split("\n")[0]) from error
     (folder / STATE / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
 
 

@@ -6,6 +6,7 @@ import json
 import statistics
 from collections.abc import Sequence
 from itertools import groupby
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -27,13 +28,14 @@ def score_groups(
     pairs = [(group.prompt, rollout) for group in groups for rollout in group.rollouts]
     if not pairs:
         return []
-    scores = score(rewards, pairs, trainer_state={"step": step, "max_steps": config.max_steps})
+    trainer_state = SimpleNamespace(global_step=step, max_steps=config.max_steps)
+    scores = score(rewards, pairs, trainer_state=trainer_state)
     samples = iter([_sample(*pair, scores, i, config) for i, pair in enumerate(pairs)])
     return [[next(samples) for _ in group.rollouts] for group in groups]
 
 
 def score(
-    rewards: RewardSuite, pairs: Sequence[tuple[Prompt, Rollout]], *, trainer_state: dict[str, Any]
+    rewards: RewardSuite, pairs: Sequence[tuple[Prompt, Rollout]], *, trainer_state: Any
 ) -> Scores:
     """Call the reward functions as TRL does: a conversational prompt has a message as completion.
 

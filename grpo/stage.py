@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..models.adapters import base_model, has_lora, merged_state
-from ..models.checkpoint import load_checkpoint, save_checkpoint
+from ..models.checkpoint import load_checkpoint, write_checkpoint
 from . import checkpoint as ckpt
 from .batch import MicroBatch, Sample, collate, micro_batches, shard
 from .checkpoint import Checkpoints, RunError
@@ -292,7 +292,7 @@ class Stage:
             self.tokenizer.save_pretrained(str(path))
         else:
             plain = base_model(self.model)
-            save_checkpoint(plain.state_dict(), plain.config, path, tokenizer=self.tokenizer)
+            write_checkpoint(plain.state_dict(), plain.config, path, tokenizer=self.tokenizer)
 
     def _restore(self, path: Path) -> None:
         counters = ckpt.read_state(path)
@@ -312,7 +312,7 @@ class Stage:
     def _export(self, path: Path) -> None:
         """`final/`: plain weights that any engine loads; LoRA adapters beside them."""
         config = self.policy.model_config
-        save_checkpoint(merged_state(self.model), config, path, tokenizer=self.tokenizer)
+        write_checkpoint(merged_state(self.model), config, path, tokenizer=self.tokenizer)
         if has_lora(self.model):
             self.model.save_pretrained(str(path / "adapter"))  # type: ignore[operator]
 

@@ -96,7 +96,8 @@ class RunFolder:
             if path_step > step:
                 path.unlink()
         for leftover in self.path.glob("**/.*.partial"):
-            leftover.unlink()
+            if leftover.is_file():
+                leftover.unlink()
 
     def write_rollouts(
         self, step: int, columns: Mapping[str, Sequence[Any]], *, budget_mb: float = 2048

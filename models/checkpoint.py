@@ -122,17 +122,29 @@ def save_checkpoint(
     Token ids that `config` does not declare are taken from the tokenizer. Raises OSError, with one
     line and nothing left behind, if the disk is full or not writable.
     """
-    folder = Path(folder)
+    num_bytes = sum(t.numel() * t.element_size() for t in state.values())
+    with replaced_folder(Path(folder), num_bytes=num_bytes) as staging:
+        write_checkpoint(
+            state, config, staging, tokenizer=tokenizer, max_shard_bytes=max_shard_bytes
+        )
+
+
+def write_checkpoint(
+    state: dict[str, Tensor],
+    config: LlamaConfig,
+    folder: Path,
+    *,
+    tokenizer: Any = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """The files of `save_checkpoint`, into a folder that the caller makes whole."""
     if tokenizer is not None:
         config = _with_token_ids(config, tokenizer)
-    num_bytes = sum(t.numel() * t.element_size() for t in state.values())
-    with replaced_folder(folder, num_bytes=num_bytes) as staging:
-        _write_weights(state, staging, max_shard_bytes=max_shard_bytes)
-        dtype = state[_EMBEDDING].dtype
-        _write_json(staging / "config.json", config_to_json(config, dtype=dtype))
-        _write_json(staging / "generation_config.json", _generation_config(config))
-        if tokenizer is not None:
-            tokenizer.save_pretrained(staging)
+    _write_weights(state, folder, max_shard_bytes=max_shard_bytes)
+    _write_json(folder / "config.json", config_to_json(config, dtype=state[_EMBEDDING].dtype))
+    _write_json(folder / "generation_config.json", _generation_config(config))
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
 
 
 def _with_token_ids(config: LlamaConfig, tokenizer: Any) -> LlamaConfig:
