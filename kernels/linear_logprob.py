@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 # Elements of a float32 logits block. CPU: it should stay in the cache between passes; elsewhere it
 # should fill the device (64 Mi elements are 256 MiB).
@@ -95,6 +96,7 @@ class _LinearLogprob(torch.autograd.Function):
         return logprobs_N, entropy_N
 
     @staticmethod
+    @once_differentiable  # the saved lse and entropy carry no graph
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden_ND, weight_VD, target_N, lse_N, entropy_N, *kept = ctx.saved_tensors
         temperature, chunk_tokens, dtype = ctx.settings
@@ -169,7 +171,7 @@ def filtered_logprob(
         raise ValueError(f"temperature={temperature}: must be positive; greedy has no log-prob")
     wide = torch.promote_types(logits_NV.dtype, torch.float32)
     z_NV = logits_NV.to(wide) / temperature
-    if top_p < 1.0 or top_k > 0 or min_p > 0.0:
+    if (top_p, top_k, min_p) != (1.0, 0, 0.0):
         kept_NV = kept_tokens(z_NV.detach(), top_p=top_p, top_k=top_k, min_p=min_p)
         kept_NV.scatter_(-1, target_N[:, None], True)
         z_NV = z_NV.masked_fill(~kept_NV, float("-inf"))
