@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import functools
 import json
+import marshal
 import math
 import os
 import queue
@@ -137,14 +138,12 @@ class Slot:
         }
         self._limits = limits
         stream_count = 3 if mode == "program" else 4
-        task_fd = _memory_file(json.dumps(task).encode())
+        task_fd = _memory_file(marshal.dumps(task))
         self._streams = [_memory_file(stdin), *(_memory_file() for _ in range(stream_count - 1))]
-        descriptors = [task_fd, *self._streams]
-        if channel is not None:
-            descriptors.append(channel.fileno())
+        descriptors = [*self._streams, *([channel.fileno()] if channel else []), task_fd]
         try:
             self._control.settimeout(limits.wall_s * _PATIENCE + _GRACE_S)
-            socket.send_fds(self._control, [json.dumps(job).encode()], descriptors)
+            socket.send_fds(self._control, [marshal.dumps(job)], descriptors)
         except OSError as error:
             self._drop_streams()
             raise SandboxLost(f"the sandbox has ended: {error}") from error

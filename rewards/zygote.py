@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import gc
 import json
+import marshal
 import os
 import random
 import resource
@@ -39,11 +41,10 @@ _POLL_S = 0.02
 
 
 class Guard(NamedTuple):
-    """What every child is put under besides resource limits; None and False where it is missing."""
+    """What every child is put under besides resource limits; None where it is missing."""
 
     ruleset: int | None
-    program: bytes | None
-    limit_processes: bool
+    filter: kernel.SeccompFilter | None
 
 
 def set_up(config: dict[str, Any]) -> Guard:
@@ -73,66 +74,75 @@ def set_up(config: dict[str, Any]) -> Guard:
         )
         # Out of the way of the descriptors that every child is given.
         ruleset = fcntl.fcntl(ruleset, fcntl.F_DUPFD_CLOEXEC, 100)
-    program = kernel.seccomp_program() if config["isolated"] else None
-    return Guard(ruleset, program, config["isolated"])
+    _limit_all_tests(processes=config["isolated"])
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # too much output ends a program
+    return Guard(ruleset, kernel.SeccompFilter() if config["isolated"] else None)
 
 
-def _limit(job: dict[str, Any], *, processes: bool) -> None:
-    """Set this process's resource limits; the wall clock is the parent's business."""
-    space = job["memory_bytes"] + _HEADROOM
-    hard_stack = resource.getrlimit(resource.RLIMIT_STACK)[1]
-    stack = 128 << 20 if hard_stack < 0 else min(hard_stack, 128 << 20)
-    limits = [
-        (resource.RLIMIT_AS, space, space),
-        (resource.RLIMIT_CPU, job["cpu_s"], job["cpu_s"] + 1),
-        (resource.RLIMIT_FSIZE, job["file_bytes"], job["file_bytes"]),
-        (resource.RLIMIT_NOFILE, 128, 128),
-        (resource.RLIMIT_CORE, 0, 0),
-        # Deep recursion through C code needs the room that programming judges give.
-        (resource.RLIMIT_STACK, stack, hard_stack),
-    ]
+@functools.cache
+def _limits(memory_bytes: int, cpu_s: int, file_bytes: int) -> list[tuple[int, tuple[int, int]]]:
+    """Return a test's resource limits; the wall clock is this process's business."""
+    wanted = {
+        resource.RLIMIT_AS: (memory_bytes + _HEADROOM, memory_bytes + _HEADROOM),
+        resource.RLIMIT_CPU: (cpu_s, cpu_s + 1),
+        resource.RLIMIT_FSIZE: (file_bytes, file_bytes),
+    }
+    return [(which, _within(which, *pair)) for which, pair in wanted.items()]
+
+
+def _within(which: int, soft: int, hard: int) -> tuple[int, int]:
+    """Return the limits, lowered to the hard limit that already holds."""
+    most = resource.getrlimit(which)[1]
+    if most < 0:
+        return soft, hard
+    return (most if soft < 0 else min(soft, most)), (most if hard < 0 else min(hard, most))
+
+
+def _limit_all_tests(*, processes: bool) -> None:
+    """Set the limits that every test has; they do this process no harm."""
+    # Deep recursion through C code needs the room that programming judges give.
+    limits = [(resource.RLIMIT_CORE, 0, 0), (resource.RLIMIT_STACK, 128 << 20, -1)]
+    limits.append((resource.RLIMIT_NOFILE, 128, 256))
     if processes:
         limits.append((resource.RLIMIT_NPROC, 256, 256))
     for which, soft, hard in limits:
-        with contextlib.suppress(ValueError, OSError):  # a lower limit already holds
-            resource.setrlimit(which, (soft, hard))
+        resource.setrlimit(which, _within(which, soft, hard))
 
 
-def _child(job: dict[str, Any], descriptors: list[int], guard: Guard, scratch: str) -> NoReturn:
-    """Become the test: streams, limits, lock-down, then the task. Never returns."""
+def _child(job: dict[str, Any], descriptors: list[int], guard: Guard) -> NoReturn:
+    """Become the test: streams, limits, lock-down, then the task. Never returns.
+
+    Every page that this touches is copied, so it does little, and nothing that can be done before.
+    """
     try:
         os.setsid()
-        task_fd, *streams = [os.dup2(fd, 20 + i) for i, fd in enumerate(descriptors)]
-        for target, source in enumerate(streams):
+        *streams, task_fd = descriptors
+        for target, source in enumerate(streams):  # each source lies above its target
             os.dup2(source, target)
-        with open(task_fd, "rb", closefd=False) as file:
-            task = json.loads(file.read())
-        keep = len(streams)
+        task = marshal.loads(os.pread(task_fd, os.fstat(task_fd).st_size, 0))
         if guard.ruleset is not None:
-            os.dup2(guard.ruleset, keep)
-            kernel.landlock_restrict(keep)
-        os.closerange(keep, 1 << 16)
-        os.chdir(scratch)
-        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # too much output ends the program
-        _limit(job, processes=guard.limit_processes)
-        sandbox_child.open_streams()
+            kernel.landlock_restrict(guard.ruleset)
+        os.closerange(len(streams), 1 << 16)
+        for which, pair in _limits(job["memory_bytes"], job["cpu_s"], job["file_bytes"]):
+            resource.setrlimit(which, pair)
         if "random" in task.get("source", ""):
             random.seed()
-        sys.set_int_max_str_digits(0)
-        runner = {
-            "program": sandbox_child.run_program,
-            "function": sandbox_child.call_function,
-            "calls": sandbox_child.serve_calls,
-            "referee": referee.judge,
-        }[job["mode"]]
         gc.enable()
-        if guard.program is not None:
-            kernel.seccomp_restrict(guard.program, pid=os.getpid())
-        runner(task)
+        if guard.filter is not None:
+            guard.filter.restrict(os.getpid())
+        _RUNNERS[job["mode"]](task)
     except BaseException as error:
         os.write(2, f"sandbox: {type(error).__name__}: {error}\n".encode())
     finally:
         os._exit(70)
+
+
+_RUNNERS = {
+    "program": sandbox_child.run_program,
+    "function": sandbox_child.call_function,
+    "calls": sandbox_child.serve_calls,
+    "referee": referee.judge,
+}
 
 
 def _resident_bytes(pid: int) -> int:
@@ -225,16 +235,16 @@ def run(
     # locks, threads and random numbers would cost more than the fork itself.
     pid = kernel.fork()
     if pid == 0:
-        _child(job, descriptors, guard, scratch)
+        _child(job, descriptors, guard)
     if pid < 0:
         raise OSError("fork failed")
     for descriptor in descriptors:
         os.close(descriptor)
     cause = _watch(pid, job, control)
-    if cause != ENDED or not guard.program:
+    if cause != ENDED or guard.filter is None:
         _kill_tree(pid)
     _, status, usage = os.wait4(pid, 0)
-    if not guard.program:
+    if guard.filter is None:
         _reap_orphans()
     dirty = _wipe(scratch)
     return REPLY.pack(status, cause, time.monotonic() - started, usage.ru_maxrss * 1024, dirty)
@@ -253,9 +263,12 @@ def main(config: dict[str, Any]) -> NoReturn:
         if os.path.dirname(getattr(module, "__file__", None) or "/") == here:
             del sys.modules[name]
     os.environ.clear()
+    os.chdir(config["scratch"])
+    sys.set_int_max_str_digits(0)
+    sandbox_child.open_streams()
     hello = {
         "landlock": kernel.landlock_abi() if guard.ruleset is not None else 0,
-        "seccomp": guard.program is not None,
+        "seccomp": guard.filter is not None,
         "uid": os.getuid(),
         "pid": os.getpid(),
     }
@@ -268,7 +281,9 @@ def main(config: dict[str, Any]) -> NoReturn:
         if not message:
             os._exit(0)
         if descriptors:  # without any it is a late cancellation
-            control.send(run(json.loads(message), descriptors, guard, config["scratch"], control))
+            control.send(
+                run(marshal.loads(message), descriptors, guard, config["scratch"], control)
+            )
 
 
 if __name__ == "__main__":

@@ -156,7 +156,7 @@ _FCNTL_DENIED = (8, 10, 15, 1024, 1026, 1031)
 # TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX
 _IOCTL_ALLOWED = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 _PRCTL_ALLOWED = (3, 15, 16)  # PR_GET_DUMPABLE, PR_SET_NAME, PR_GET_NAME
-_PID_PLACEHOLDER = 0x7E57_71D0
+_OWN_PID = 0x7E57_71D0  # stands for the process id until it is known
 
 _Instructions = list[tuple[int, int, int, int]]
 
@@ -171,7 +171,7 @@ def _argument_is(
 
 
 def _argument_checks() -> dict[str, _Instructions]:
-    own = (_PID_PLACEHOLDER,)
+    own = (_OWN_PID,)
     return {
         "clone": [
             (_LOAD, 0, 0, 16),
@@ -227,25 +227,30 @@ def _search(segments: list[tuple[int, _Instructions]]) -> _Instructions:
     ]
 
 
-def seccomp_program() -> bytes:
-    """Return the filter with a place held for the process's own id; OSError on other machines."""
-    machine = platform.machine()
-    if machine not in _ARCHITECTURE:
-        raise OSError(errno.ENOSYS, f"no seccomp table for {machine}")
-    code = [
-        (_LOAD, 0, 0, 4),
-        (_EQUAL, 1, 0, _ARCHITECTURE[machine]),
-        (_RETURN, 0, 0, _KILL),
-        (_LOAD, 0, 0, 0),
-        *_search(_segments(machine)),  # the x32 numbers lie above every segment: denied
-    ]
-    return b"".join(struct.pack("<HBBI", *instruction) for instruction in code)
+class SeccompFilter:
+    """The filter, built once; each process adds its own id and installs it in one call.
 
+    OSError when there is no table for this machine.
+    """
 
-def seccomp_restrict(program: bytes, *, pid: int) -> None:
-    """Install the filter on this thread and its future threads; needs no_new_privs."""
-    filled = program.replace(struct.pack("<I", _PID_PLACEHOLDER), struct.pack("<I", pid))
-    code = ctypes.create_string_buffer(filled, len(filled))
-    header = struct.pack("<HxxxxxxQ", len(filled) // 8, ctypes.addressof(code))
-    result = _LIBC.prctl(PR_SET_SECCOMP, ctypes.c_ulong(2), header, 0, 0)
-    _checked(result, "seccomp")
+    def __init__(self) -> None:
+        machine = platform.machine()
+        if machine not in _ARCHITECTURE:
+            raise OSError(errno.ENOSYS, f"no seccomp table for {machine}")
+        code = [
+            (_LOAD, 0, 0, 4),
+            (_EQUAL, 1, 0, _ARCHITECTURE[machine]),
+            (_RETURN, 0, 0, _KILL),
+            (_LOAD, 0, 0, 0),
+            *_search(_segments(machine)),  # the x32 numbers lie above every segment: denied
+        ]
+        packed = b"".join(struct.pack("<HBBI", *instruction) for instruction in code)
+        self._code = ctypes.create_string_buffer(packed, len(packed))
+        self._pid_offsets = [8 * i + 4 for i, part in enumerate(code) if part[3] == _OWN_PID]
+        self._header = struct.pack("<HxxxxxxQ", len(code), ctypes.addressof(self._code))
+
+    def restrict(self, pid: int) -> None:
+        """Put this thread and its future threads under the filter; needs no_new_privs."""
+        for offset in self._pid_offsets:
+            struct.pack_into("<I", self._code, offset, pid)
+        _checked(_LIBC.prctl(PR_SET_SECCOMP, 2, self._header, 0, 0), "seccomp")
