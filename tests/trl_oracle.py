@@ -53,6 +53,29 @@ ARGS = {
 }
 
 
+def bare_trainer(loss_type: str, width: int, settings: dict[str, Any]) -> Any:
+    """A trainer with the attributes of the losses alone; takes what it knows out of `settings`."""
+    trainers = {"gmpo": GMPOTrainer, "rloo": RLOOTrainer}
+    trainer: Any = object.__new__(trainers.get(loss_type, GRPOTrainer))
+    trainer.args = SimpleNamespace(**{k: settings.pop(k, v) for k, v in ARGS.items()})
+    trainer.model = SimpleNamespace(training=True)
+    trainer.accelerator = OneProcess()
+    trainer._metrics = {"train": defaultdict(list)}
+    trainer.loss_type = loss_type
+    trainer.beta = settings.pop("beta", 0.0)
+    trainer.epsilon_low = settings.pop("epsilon", 0.2)
+    trainer.epsilon_high = settings.pop("epsilon_high", trainer.epsilon_low)
+    trainer.importance_sampling_level = settings.pop("importance_sampling_level", "token")
+    trainer.top_entropy_quantile = settings.pop("top_entropy_quantile", 1.0)
+    trainer.off_policy_mask_threshold = settings.pop("off_policy_mask_threshold", None)
+    trainer.entropy_coef = settings.pop("entropy_coef", 0.0)
+    trainer._entropy_bonus_enabled = trainer.entropy_coef != 0
+    trainer.use_adaptive_entropy = trainer.aux_loss_enabled = False
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.max_completion_length = settings.pop("max_completion_length", width)
+    return trainer
+
+
 def trl_loss(
     logprobs: Tensor,
     old: Tensor,
@@ -71,26 +94,9 @@ def trl_loss(
     `loss_type`: TRL's, or "gmpo" or "rloo". `weight`: the importance ratio of the sampler, already
     bounded or masked, as TRL computes it before the loss. `settings`: TRL's names.
     """
-    trainers = {"gmpo": GMPOTrainer, "rloo": RLOOTrainer}
-    trainer: Any = object.__new__(trainers.get(loss_type, GRPOTrainer))
-    trainer.args = SimpleNamespace(**{k: settings.pop(k, v) for k, v in ARGS.items()})
-    trainer.model = SimpleNamespace(training=True)
-    trainer.accelerator = OneProcess()
-    trainer._metrics = {"train": defaultdict(list)}
-    trainer.loss_type = loss_type
-    trainer.beta = settings.pop("beta", 0.0)
-    trainer.epsilon_low = settings.pop("epsilon", 0.2)
-    trainer.epsilon_high = settings.pop("epsilon_high", trainer.epsilon_low)
-    trainer.importance_sampling_level = settings.pop("importance_sampling_level", "token")
-    trainer.top_entropy_quantile = settings.pop("top_entropy_quantile", 1.0)
-    trainer.off_policy_mask_threshold = settings.pop("off_policy_mask_threshold", None)
-    trainer.entropy_coef = settings.pop("entropy_coef", 0.0)
-    trainer._entropy_bonus_enabled = trainer.entropy_coef != 0
-    trainer.use_adaptive_entropy = trainer.aux_loss_enabled = False
-    trainer.use_vllm = trainer.vllm_importance_sampling_correction = weight is not None
-    trainer.current_gradient_accumulation_steps = 1
-    trainer.max_completion_length = settings.pop("max_completion_length", mask.shape[1])
+    trainer = bare_trainer(loss_type, mask.shape[1], settings)
     assert not settings, f"unknown to the oracle: {settings}"
+    trainer.use_vllm = trainer.vllm_importance_sampling_correction = weight is not None
     entropy = torch.zeros_like(mask) if entropy is None else entropy
     trainer._get_per_token_logps_and_entropies = lambda *_, **__: (logprobs, entropy, None)
     B, T = mask.shape
@@ -116,13 +122,8 @@ def trl_loss(
     return loss, {name: values[0] for name, values in trainer._metrics["train"].items()}
 
 
-def tiny_trainer(folder: str, *, num_generations: int, num_rewards: int = 2) -> Any:
-    """A real GRPOTrainer on a tiny LLaMA that scores what it is told to have sampled.
-
-    `trainer.score(rewards, completions, sampled)` runs its own path from rewards to advantages and
-    importance ratios: rewards [rows, num_rewards] (None or NaN: unscored), completions as token
-    ids, `sampled` the log-probs the sampler reports.
-    """
+def tiny_model() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """A LLaMA of 16 tokens and its tokenizer; t1 ends a text, t2 pads it."""
     torch.manual_seed(0)
     vocabulary = {f"t{i}": i for i in range(16)}
     backend = Tokenizer(WordLevel(vocabulary, unk_token="t0"))
@@ -138,6 +139,17 @@ def tiny_trainer(folder: str, *, num_generations: int, num_rewards: int = 2) -> 
         eos_token_id=1,
         pad_token_id=2,
     )
+    return LlamaForCausalLM(config), tokenizer
+
+
+def tiny_trainer(folder: str, *, num_generations: int, num_rewards: int = 2) -> Any:
+    """A real GRPOTrainer on a tiny LLaMA that scores what it is told to have sampled.
+
+    `trainer.score(rewards, completions, sampled)` runs its own path from rewards to advantages and
+    importance ratios: rewards [rows, num_rewards] (None or NaN: unscored), completions as token
+    ids, `sampled` the log-probs the sampler reports.
+    """
+    model, tokenizer = tiny_model()
 
     def read_column(name: str) -> Any:
         def reward(completions: list[Any], **columns: Any) -> list[float | None]:
@@ -148,7 +160,7 @@ def tiny_trainer(folder: str, *, num_generations: int, num_rewards: int = 2) -> 
 
     names = [f"reward_{i}" for i in range(num_rewards)]
     trainer: Any = GRPOTrainer(
-        LlamaForCausalLM(config),
+        model,
         [read_column(name) for name in names],
         args=GRPOConfig(
             output_dir=folder,
