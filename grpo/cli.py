@@ -66,20 +66,18 @@ def train(argv: Sequence[str], *, stage: str | None = None) -> int:
     parser.add_argument(
         "--resume",
         nargs="?",
-        const=True,
-        default=False,
+        const="",
+        default=None,
         metavar="RUN_DIR",
         help="go on with the newest run of the recipe, or with the given one",
     )
     parser.add_argument("--dry-run", action="store_true", help="load all, run one step, stop")
     parser.add_argument("--explain", metavar="KEY", help="document a setting or a section")
     parser.add_argument("--quiet", action="store_true", help="print only the run folder")
-    args = parser.parse_intermixed_args(argv)
+    args = parser.parse_intermixed_args(_resume_takes_no_override(argv))
     if args.explain is not None:
         print(explain(args.explain))
         return 0
-    if isinstance(args.resume, str) and "=" in args.resume:  # `--resume key=value`
-        args.overrides, args.resume = [args.resume, *args.overrides], True
     recipe = load_recipe(_needed(parser, args.recipe), args.overrides)
     if stage is not None:
         recipe = dataclasses.replace(recipe, name=f"{recipe.name}-{stage}", stages=(stage,))
@@ -88,7 +86,10 @@ def train(argv: Sequence[str], *, stage: str | None = None) -> int:
     from .stages import Options, run_recipe
 
     options = Options(
-        resume=args.resume, dry_run=args.dry_run, quiet=args.quiet, command=shlex.join(words)
+        resume=True if args.resume == "" else args.resume or False,
+        dry_run=args.dry_run,
+        quiet=args.quiet,
+        command=shlex.join(words),
     )
     run_dir = run_recipe(recipe, options)
     if args.quiet and not args.dry_run and _is_main():
@@ -165,6 +166,15 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser(command: str, description: str) -> argparse.ArgumentParser:
     return _Parser(prog=f"thinkrl {command}", description=description, allow_abbrev=False)
+
+
+def _resume_takes_no_override(argv: Sequence[str]) -> list[str]:
+    """`--resume key=value` means the newest run: the optional folder is not the override."""
+    taken = []
+    for i, word in enumerate(argv):
+        following = argv[i + 1] if i + 1 < len(argv) else ""
+        taken += [word, ""] if word == "--resume" and "=" in following else [word]
+    return taken
 
 
 def _needed(parser: argparse.ArgumentParser, recipe: str | None) -> str:
