@@ -47,6 +47,8 @@ def add_lora(
                 f"model.lora.target_modules: no layer {name!r}; choose from "
                 f"{', '.join(n for n in LINEAR_NAMES if n in linear)}"
             )
+    if not target_modules:
+        raise ValueError("model.lora.target_modules: is empty; name at least one layer")
     if rank < 1:
         raise ValueError(f"model.lora.rank = {rank}: must be at least 1")
     config = LoraConfig(

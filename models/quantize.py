@@ -34,13 +34,16 @@ def quantize_layers(model: Llama, mode: str, *, device: str | torch.device) -> L
 
 def dequantized_weight(layer: nn.Linear) -> Tensor:
     """The weight matrix of a linear layer, quantised or not."""
-    weight: Any = layer.weight
-    kind = type(weight).__name__
+    weight, kind = layer.weight, type(layer.weight).__name__
     if kind not in ("Params4bit", "Int8Params"):
         return weight
-    from peft.utils.integrations import dequantize_module_weight
-
-    return dequantize_module_weight(layer).to(layer.compute_dtype)  # type: ignore[arg-type]
+    module: Any = layer
+    if kind == "Params4bit":
+        functional = _bitsandbytes("4bit").functional
+        return functional.dequantize_4bit(weight.data, module.weight.quant_state)
+    # Largest magnitude of each row: the first forward moves it from the weight to the state.
+    scale = module.weight.SCB if module.state.SCB is None else module.state.SCB
+    return (weight.data * (scale.float() / 127.0)[:, None]).to(module.compute_dtype)
 
 
 def _quantized(bitsandbytes: Any, layer: nn.Linear, mode: str) -> nn.Module:
