@@ -72,7 +72,7 @@ def write_folder(final: Path, write: Callable[[Path], None]) -> None:
             write(staging)
             _flush(staging)
     except OSError as error:
-        raise RunError(f"{error}; free some space or set run_dir to another disk") from error
+        raise RunError(f"{error} (or give a run_dir on another disk)") from error
 
 
 def write_state(folder: Path, state: dict[str, Any], tensors: dict[str, Any]) -> None:
