@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..models.registry import resolve_kernels
+from ..rewards.sandbox import isolation_level
 from .tracking import cpu_name
 
 OPTIONAL = {
@@ -78,6 +79,9 @@ def _devices() -> list[Finding]:
     if not torch.cuda.is_available():
         rows.append(Finding("cuda", "missing", "no GPU: everything runs on the CPU"))
     rows.append(Finding("kernels", "ok", f"auto is {resolve_kernels('auto')} here"))
+    isolation = isolation_level()
+    held: Literal["ok", "wrong"] = "wrong" if isolation.startswith("none") else "ok"
+    rows.append(Finding("sandbox", held, f"code rewards run under: {isolation}"))
     return rows
 
 

@@ -15,8 +15,7 @@ import torch
 from thinkrl.grpo.cli import COMMANDS, main
 from thinkrl.grpo.recipe import load_recipe, recipe_names
 from thinkrl.grpo.tracking import RunFolder
-from thinkrl.models.registry import load_model, save_model
-from thinkrl.models.tokenizer import char_tokenizer
+from thinkrl.models.registry import load_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 SMALL = [
@@ -38,19 +37,6 @@ def finished_run(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "quick"
     assert main(["train", "quickstart", *SMALL, f"run_dir={path}", "--quiet"]) == 0
     return path
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    """A random LLaMA with a tokenizer that knows every ASCII character."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    # and the apostrophe that the first rows of GSM8K have
-    alphabet = [*(chr(code) for code in (*range(32, 127), 10)), "\u2019"]
-    tokenizer = char_tokenizer(alphabet)
-    overrides = {"hidden_size": 32, "head_dim": 16, "intermediate_size": 48}
-    model = load_model("llama-tiny", overrides=overrides, vocab_size=len(tokenizer), seed=0)
-    save_model(model, folder, tokenizer)
-    return folder
 
 
 def eval_rows(run: Path) -> list[dict]:
@@ -255,32 +241,6 @@ def test_the_starter_runs_as_it_is(capsys) -> None:
     assert "eval/rewards/right_answer/mean" in row and "eval/rewards/has_thought/mean" in row
     assert main(["init", "start"]) == 2
     assert "start/my_recipe.yaml, start/my_reward.py: there already" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("recipe", "rows"),
-    [
-        ("gsm8k_r1_zero", "gsm8k/train.jsonl"),
-        ("math_dapo", "math/train.jsonl"),
-        ("countdown_r1_zero", "countdown/generated_train.jsonl"),
-    ],
-)
-def test_recipes_take_any_checkpoint_and_rows_from_a_file(
-    recipe: str, rows: str, checkpoint: Path, data_dir: Path
-) -> None:
-    small = [
-        *("data.limit=40", "data.eval_limit=2", "data.max_prompt_length=900", "run_dir=run"),
-        *("trainer.batch_size=16", "trainer.max_completion_length=12", "trainer.max_steps=2"),
-        *("trainer.steps_per_generation=1", "trainer.num_generations=4"),
-    ]
-    overrides = [f"model.path={checkpoint}", f"data.train={data_dir / rows}", *small]
-    if recipe == "math_dapo":
-        overrides += ["trainer.soft_overlong_cache=4", "trainer.max_sampling_rounds=2"]
-    assert main(["train", recipe, *overrides, "--quiet"]) == 0
-    steps = [row for row in RunFolder("run").read_metrics() if "reward" in row]
-    assert [row["step"] for row in steps] == [1, 2]
-    assert all(row["completions/mean_length"] > 0 for row in steps)
-    assert Path("run/final/model.safetensors").is_file()
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on() -> None:

@@ -7,6 +7,7 @@ from importlib import metadata
 import torch
 from thinkrl.grpo import doctor
 from thinkrl.grpo.cli import main
+from thinkrl.rewards.sandbox import isolation_level
 
 
 def by_name() -> dict[str, doctor.Finding]:
@@ -22,6 +23,7 @@ def test_doctor_reports_what_is_installed(capsys) -> None:
     assert found["torch"].detail == torch.__version__ and found["torch"].state == "ok"
     assert found["kernels"].detail.startswith("auto is ")
     assert "cores" in found["cpu"].detail
+    assert found["sandbox"].detail == f"code rewards run under: {isolation_level()}"
 
 
 def test_a_version_that_is_too_old_or_absent_is_wrong(monkeypatch) -> None:
