@@ -6,15 +6,16 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from .math_lex import Unreadable
+from .math_symbols import words
 
 if TYPE_CHECKING:
     from .math_parse import Node, Parser
 
-_ACCENTS = frozenset(
-    "overline bar hat vec widehat tilde overrightarrow widetilde dot ddot check breve mathring "
-    "overleftrightarrow overleftarrow overarc wideparen".split()
+_ACCENTS = words(
+    "overline bar hat vec widehat tilde overrightarrow widetilde dot ddot check breve "
+    "mathring overleftrightarrow overleftarrow overarc wideparen"
 )
-_MULTI_ARGUMENT = frozenset("gcd lcm max min binomial".split())
+_MULTI_ARGUMENT = words("gcd lcm max min binomial")
 _INVERSE = {
     "sin": "asin", "cos": "acos", "tan": "atan", "sinh": "asinh", "cosh": "acosh", "tanh": "atanh",
     "cot": "acot", "sec": "asec", "csc": "acsc",
@@ -24,7 +25,7 @@ _CANONICAL = {
     "arccsc": "acsc", "arcsinh": "asinh", "arccosh": "acosh", "arctanh": "atanh", "cosec": "csc",
     "sgn": "sign",
 }  # fmt: skip
-_MATRICES = frozenset("matrix pmatrix bmatrix Bmatrix smallmatrix array".split())
+_MATRICES = words("matrix pmatrix bmatrix Bmatrix smallmatrix array")
 
 
 def read_function(parser: Parser) -> Node:
@@ -209,6 +210,8 @@ def _plain_name(node: Node) -> str | None:
 
 def _environment(parser: Parser, name: str) -> Node:
     name = name.split(" ")[0]
+    if name == "cases":
+        return _cases(parser)
     determinant = name in ("vmatrix", "Vmatrix")
     if name not in _MATRICES and not determinant:
         raise Unreadable(f"the environment {name} is not understood")
@@ -236,6 +239,18 @@ def _environment(parser: Parser, name: str) -> Node:
         raise Unreadable("a matrix with uneven rows")
     matrix: Node = ("matrix", tuple(tuple(row) for row in rows))
     return ("fn", "det", (matrix,)) if determinant else matrix
+
+
+def _cases(parser: Parser) -> Node:
+    """A system of equations, one a row. Piecewise definitions are refused."""
+    rows = [parser.relation()]
+    while not (parser.kind == "cmd" and parser.value.startswith("end ")):
+        parser.accept(",")
+        parser.expect("\\\\")
+        if parser.kind != "cmd" or not parser.value.startswith("end "):
+            rows.append(parser.relation())
+    parser.take()
+    return ("list", tuple(rows), (",",) * (len(rows) - 1)) if len(rows) > 1 else rows[0]
 
 
 def _bounds(parser: Parser) -> tuple[Node | None, Node | None]:

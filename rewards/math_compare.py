@@ -16,7 +16,10 @@ from .math_equal import contains, differ_by_constant, proportional, same_value, 
 from .math_eval import Budget, Inexact, NoValue, TooCostly, exact
 from .math_lex import Unreadable
 from .math_parse import Node
-from .math_read import (
+from .math_regions import INFINITY, MINUS_INFINITY, Region, interval, order
+from .math_slow import encode, pool
+from .math_units import Unit
+from .math_values import (
     Assign,
     Based,
     Choice,
@@ -32,12 +35,10 @@ from .math_read import (
     Value,
     Word,
 )
-from .math_regions import INFINITY, MINUS_INFINITY, Region, interval, order
-from .math_slow import encode, pool
-from .math_units import Unit
 from .workers import WorkerError, WorkerTimeout
 
 MAX_ITEMS = 80  # of a collection
+KILL_S = 0.05  # to end a worker within the limit of the call
 _OPERATORS = frozenset(["big"])
 _SLOW = f"{__name__.rpartition('.')[0]}.math_slow:"
 
@@ -100,7 +101,7 @@ class Comparison:
 
     def slow(self, function: str, *nodes: Node) -> bool:
         """A comparison by sympy in a worker process: sums, integrals, limits, rational equations."""
-        timeout_s = self.budget.deadline - time.monotonic()
+        timeout_s = self.budget.deadline - time.monotonic() - KILL_S
         if timeout_s < 0.05:
             raise TooCostly("timeout")
         try:
@@ -210,11 +211,15 @@ class Comparison:
         return self.in_order(gold.items, answer.items)
 
     def ordered_many(self, gold: Ordered, answer: Many) -> str:
+        if len(answer.items) == 1:
+            return self.match(gold, answer.items[0])
         if answer.braces:
             return ""
         return self.in_order(gold.items, _by_name(answer.items))
 
     def many_ordered(self, gold: Many, answer: Ordered) -> str:
+        if len(gold.items) == 1:
+            return self.match(gold.items[0], answer)
         if gold.braces and answer.brackets != "[]":
             return ""
         return self.in_order(_by_name(gold.items), answer.items)
@@ -249,7 +254,10 @@ class Comparison:
     # ---- relations and regions
 
     def assign(self, gold: Assign, answer: Assign) -> str:
-        if gold.target == answer.target:
+        if gold.target == answer.target or {_function_name(gold), _function_name(answer)} == {
+            "f",
+            "y",
+        }:
             rule = self._named(self.match(gold.value, answer.value), "equation")
             if rule:
                 return rule
@@ -451,6 +459,13 @@ def _divides(node: Any) -> bool:
     if node[0] == "div" and variables(node[2]):
         return True
     return any(_divides(part) for part in node)
+
+
+def _function_name(value: Assign) -> str:
+    """`f` for f(x) = ..., `y` for y = ...: two ways to name the same function."""
+    if value.target[0] == "call":
+        return value.target[1] if len(value.target[2]) == 1 else ""
+    return value.target[1] if value.target[0] == "sym" else ""
 
 
 def _in_base(node: Node, unit: Unit) -> Node:

@@ -21,6 +21,7 @@ from .math_eval import (
     numeric,
 )
 from .math_parse import Node
+from .math_symbols import words
 
 POINTS = 9
 ENOUGH = 3  # points with a value on both sides that an identity needs
@@ -73,7 +74,7 @@ def contains(node: Any, kinds: frozenset[str]) -> bool:
     return any(contains(part, kinds) for part in node)
 
 
-_INTEGER_ONLY = frozenset(["factorial", "factorial2", "binomial", "gcd", "lcm", "floor", "ceil"])
+_INTEGER_ONLY = words("factorial factorial2 binomial gcd lcm floor ceil")
 
 
 def points(names: frozenset[str], *, integers: bool = False) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from typing import Any
 from mpmath.ctx_mp import MPContext
 
 from .math_parse import Node
+from .math_symbols import words
 
 MAX_BITS = 120_000  # of an exact integer: 2006! has 19,000
 MAX_MAGNITUDE = 2**40  # of the binary exponent of an inexact number
@@ -385,10 +386,9 @@ def _gamma_factorial(mp: Any, n: Any) -> Any:
 
 _NUMERIC_FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{
-        name: _trig(name)
-        for name in "sin cos tan cot sec csc sinh cosh tanh coth sech csch".split()
+        name: _trig(name) for name in words("sin cos tan cot sec csc sinh cosh tanh coth sech csch")
     },
-    **{name: _trig(name) for name in "asin acos atan acot asec acsc asinh acosh atanh erf".split()},
+    **{name: _trig(name) for name in words("asin acos atan acot asec acsc asinh acosh atanh erf")},
     "ln": lambda mp, x: mp.log(x),
     "root": _numeric_root,
     "abs": lambda mp, x: abs(x),

@@ -13,13 +13,15 @@ from dataclasses import dataclass
 TAIL_CHARS = 60_000  # the final answer is looked for in the last characters only
 MAX_STATEMENT = 600
 MAX_BARE = 1500
+MAX_PIECES = 60  # boxes or tags side by side
 
-_SPECIAL_TOKENS = re.compile(
-    r"(?:\s|<\|im_end\|>|<\|eot_id\|>|</s>|<\|endoftext\|>|<\|end_of_text\|>|<\|end\|>|<eos>|<end_of_turn>"
-    r"|<pad>|<\|end▁of▁sentence\|>|<｜end▁of▁sentence｜>)+\Z"
-)
+_SPECIAL_TOKENS = (
+    "<|im_end|>", "<|eot_id|>", "</s>", "<|endoftext|>", "<|end_of_text|>", "<|end|>", "<eos>", "<|eom_id|>",
+    "<end_of_turn>", "<pad>", "<|return|>", "<\u2581end\u2581of\u2581sentence>",
+    "<\uff5cend\u2581of\u2581sentence\uff5c>",
+)  # fmt: skip
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*(\{)?|\\.|[{}]", re.S)
-_BOX_SUFFIX = re.compile(r"\s*(?:_\s*\{?[0-9]{1,2}\}?|\^\s*\{?\\circ\}?|\^\\circ|\\%|%|°)")
+_BOX_SUFFIX = re.compile(r"\s*(?:_\s*\{?[0-9]{1,2}\}?|\^\s*\{?\\circ\}?|\^\\circ|\\%|%|\u00b0)")
 _GAP = re.compile(
     r"(?:[\s$,;&.*]|\\[()\[\],;:! \\]|\\q?quad|\\text\s*\{|\\mbox\s*\{|[{}]|\band\b|\bor\b|\beither\b|\balternatively\b"
     r"|\bmaybe\b|\bperhaps\b|\bpossibly\b|(?:\\?[A-Za-z]\w?|\([a-zA-Z]\))\s*(?:=|:))*",
@@ -31,7 +33,7 @@ _CORRECTION = re.compile(
     re.I,
 )
 _STATEMENT = re.compile(
-    r"\b(?:answers?|choice|option)\b(?:[*_]{1,3})?(?:[^\n.:=$]{0,60}?\s(?:is|are|was|be|equals)\b|\s*[:=：])[\s*_]*:?"
+    r"\b(?:answers?|choice|option)\b(?:[*_]{1,3})?(?:[^\n.:=$]{0,60}?\s(?:is|are|was|be|equals)\b|\s*[:=\uff1a])[\s*_]*:?"
     r"(?:\s*(?:therefore|thus|simply|just|exactly|indeed|clearly|then|option|choice|indeed)\b)*:?[ \t]*",
     re.I,
 )
@@ -45,16 +47,14 @@ _LETTER_STATEMENT = re.compile(
 _SENTENCE_END = re.compile(r"(?<![ap]\.m)(?<!\bsq)[.!?](?=\s+[A-Z\n(\\$*]|\s*\Z)|\n")
 _REASON = re.compile(
     r"[,;]?\s+(?:because|since|as|which|where|when|so|if|in order|making|giving|given|for|after|at which|by|who)\b"
-    r"|\s+[—–]\s+|\s+-\s+(?=[a-z])|;\s",
+    r"|\s+[\u2014\u2013]\s+|\s+-\s+(?=[a-z])|;\s",
     re.I,
 )
 _WORDS = re.compile(r"(?:[^\s]+\s+){3}", re.S)  # prose, not a bare answer
-_EQUATION = re.compile(
-    r"(?:[-+*/×÷^().,$€£%=\s0-9]|\b[b-zB-HJ-Z]\b)*=(?:[-+*/×÷^().,$€£%=\s0-9])*[0-9%]"
-)
-_SEGMENT = re.compile(r"\$\$?([^$]{1,800}?)\$\$?|\\\((.{1,800}?)\\\)|\\\[(.{1,800}?)\\\]", re.S)
+_ARITHMETIC = re.compile(r"(?:[-+*/\u00d7\u00f7^().,$\u20ac\u00a3%=\s0-9]|\b[b-zB-HJ-Z]\b)+")
+_SEGMENT = re.compile(r"\$\$?([^$]{1,300}?)\$\$?|\\\((.{1,300}?)\\\)|\\\[(.{1,300}?)\\\]", re.S)
 _NUMBER = re.compile(
-    r"(?<![\w.])[-−]?[$€£]?\s?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?(?:/[0-9]+)?\s?%?(?!\w)"
+    r"(?<![\w.])[-\u2212]?[$\u20ac\u00a3]?\s?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?(?:/[0-9]+)?\s?%?(?!\w)"
 )
 _DOUBT = re.compile(
     r"\?|\b(?:not|no|or|maybe|perhaps|if|guess|possibly|could|might|either|cannot|can't|don't|unknown|unsure|"
@@ -78,7 +78,7 @@ NOTHING = Extraction((), "none")
 
 def final_answer_text(completion: str) -> str | None:
     """What follows the thinking; None when the thinking was never closed."""
-    text = _SPECIAL_TOKENS.sub("", completion[-TAIL_CHARS:])
+    text = _without_special_tokens(completion[-TAIL_CHARS:])
     close = text.rfind("</think>")
     if close < 0 and len(completion) > TAIL_CHARS:
         close_all = completion.rfind("</think>")
@@ -88,6 +88,13 @@ def final_answer_text(completion: str) -> str | None:
     elif close >= 0:
         text = text[close + len("</think>") :]
     return None if "<think>" in text else text.strip()
+
+
+def _without_special_tokens(text: str) -> str:
+    text = text.rstrip()
+    while text.endswith(_SPECIAL_TOKENS):
+        text = text[: text.rindex("<")].rstrip()
+    return text
 
 
 def extract(completion: str) -> Extraction:
@@ -117,12 +124,16 @@ def _tagged(text: str) -> tuple[str, str] | None:
     start = opened + len("<answer>")
     closed = text.find("</answer>", start)
     inside, after = (text[start:], "") if closed < 0 else (text[start:closed], text[closed + 9 :])
-    before = text[:opened].rstrip()
-    if before.endswith("</answer>"):  # pairs side by side count together
-        previous = _tagged(before)
-        if previous is not None and previous[0].strip() != inside.strip():
-            inside = f"{previous[0].strip()}, {inside.strip()}"
-    return inside, after
+    pieces = [inside.strip()]
+    while len(pieces) < MAX_PIECES:  # pairs side by side count together
+        before = text[:opened].rstrip()
+        opened = before.rfind("<answer>")
+        if opened < 0 or not before.endswith("</answer>"):
+            break
+        piece = before[opened + 8 : -9].strip()
+        if piece not in pieces:
+            pieces.insert(0, piece)
+    return (inside if len(pieces) == 1 else ", ".join(pieces)), after
 
 
 def _extract_from(text: str, where: str) -> Extraction:
@@ -180,7 +191,7 @@ def _boxed(text: str) -> Extraction | None:
         return None
     group = [found[-1]]
     for box in reversed(found[:-1]):
-        if not _side_by_side(text[box[1] : group[0][0]]) or len(group) > 60:
+        if not _side_by_side(text[box[1] : group[0][0]]) or len(group) >= MAX_PIECES:
             break
         group.insert(0, box)
     parts = []
@@ -274,8 +285,8 @@ def _sentence_value(text: str) -> tuple[str, ...]:
     if "\\" in sentence:
         return ()
     if "=" in sentence:
-        equations = [m[0].strip(" ,.") for m in _EQUATION.finditer(sentence)]
-        return (equations[-1],) if equations else ()
+        runs = [m[0].strip(" ,.(") for m in _ARITHMETIC.finditer(sentence[-400:]) if "=" in m[0]]
+        return (runs[-1],) if runs else ()
     numbers = list(dict.fromkeys(m[0].replace(" ", "") for m in _NUMBER.finditer(sentence)))
     return (numbers[0],) if len(numbers) == 1 and len(sentence) > len(numbers[0]) else ()
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from dataclasses import dataclass
+
+from .math_symbols import words
 
 MAX_CHARS = 6000  # longer answers are refused: the longest gold of MATH has 169 characters
 MAX_TOKENS = 2000
@@ -24,81 +25,10 @@ class Token:
     in_text: bool = False  # from \\text{...} or a bare word that is no product of variables
 
 
-_SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ", "0123456789+-()ni", strict=True))
-_SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₍₎", "0123456789+-()", strict=True))
-_VULGAR = {c: unicodedata.normalize("NFKC", c).replace("\u2044", "/") for c in "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"}
-_GREEK = {
-    unicodedata.lookup(f"GREEK SMALL LETTER {name}"): f"\\{name.lower()} "
-    for name in (
-        "ALPHA BETA GAMMA DELTA EPSILON ZETA ETA THETA IOTA KAPPA MU NU XI PI RHO SIGMA "
-        "TAU UPSILON PHI CHI PSI OMEGA"
-    ).split()
-}
-_GREEK |= {
-    unicodedata.lookup(f"GREEK CAPITAL LETTER {name}"): f"\\{name.capitalize()} "
-    for name in "GAMMA DELTA THETA XI PI SIGMA PHI PSI OMEGA".split()
-}
-_SIGNS = {
-    **dict.fromkeys("−–—‒﹣－‐‑", "-"),
-    **dict.fromkeys("×⋅∙·•✕✖＊∗", r"\cdot "),
-    **dict.fromkeys("÷∕⁄／", "/"),
-    **dict.fromkeys("\u00a0\u2009\u200a\u202f\u2002\u2003\u3000\u2005", " "),
-    **dict.fromkeys("\u200b\u200c\u200d\ufeff\u2060\u2061\u2062\u200e\u200f\u00ad", ""),
-    **dict.fromkeys("’′´‘", "'"),
-    **dict.fromkeys("“”″", '"'),
-    **dict.fromkeys("，、", ","),
-    **dict.fromkeys("∶：", ":"),
-    "√": r"\surd ", "∛": r"\cbrt ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ",
-    "⩾": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "≡": r"\equiv ", "±": r"\pm ", "∓": r"\mp ",
-    "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "°": r"^{\circ}", "º": r"^{\circ}",
-    "℃": r"^{\circ}\text{C}", "℉": r"^{\circ}\text{F}", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}",
-    "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}", "∖": r"\setminus ", "→": r"\to ",
-    "⟨": r"\langle ", "⟩": r"\rangle ", "〈": r"\langle ", "〉": r"\rangle ", "⌊": r"\lfloor ",
-    "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "∑": r"\sum ", "∏": r"\prod ", "∫": r"\int ",
-    "∨": r"\text{ or }", "∧": r"\text{ and }", "µ": r"\mu ", "…": r"\ldots ", "。": ".", "％": "%",
-    "（": "(", "）": ")", "［": "[", "］": "]", "｛": "{", "｝": "}", "＋": "+", "＝": "=", "＜": "<",
-    "＞": ">", "｜": "|", "＾": "^", "；": ";", "！": "!", "ϕ": r"\phi ", "ϵ": r"\epsilon ",
-    "ϑ": r"\theta ", "∣": "|", "∥": r"\parallel ", "⊥": r"\perp ",
-}  # fmt: skip
-_TRANSLATE = str.maketrans({**_SIGNS, **_GREEK})
-_SUPER_RUN = re.compile(f"[{''.join(_SUPERSCRIPTS)}]+")
-_SUB_RUN = re.compile(f"[{''.join(_SUBSCRIPTS)}]+")
-_COMBINING_VINCULUM = re.compile("((?:[0-9]\u0305)+)")
-
-
-def to_ascii(text: str) -> str:
-    """Rewrite Unicode mathematics as LaTeX; digits of any script become 0-9."""
-    if text.isascii():
-        return text
-    text = _COMBINING_VINCULUM.sub(
-        lambda m: r"\overline{" + m[1].replace("\u0305", "") + "}",
-        unicodedata.normalize("NFC", text),
-    )
-    text = _SUPER_RUN.sub(lambda m: "^{" + "".join(_SUPERSCRIPTS[c] for c in m[0]) + "}", text)
-    text = _SUB_RUN.sub(lambda m: "_{" + "".join(_SUBSCRIPTS[c] for c in m[0]) + "}", text)
-    for char, value in _VULGAR.items():
-        if char in text:
-            top, bottom = value.split("/")
-            text = text.replace(char, rf"\frac{{{top}}}{{{bottom}}}")
-    text = text.translate(_TRANSLATE)
-    if text.isascii():
-        return text
-    return "".join(map(_one_char, text))
-
-
-def _one_char(char: str) -> str:
-    if char.isascii():
-        return char
-    if char.isdecimal():
-        return str(unicodedata.decimal(char))
-    folded = unicodedata.normalize("NFKC", char)  # mathematical alphanumerics, full-width letters
-    return folded if folded.isascii() else folded.translate(_TRANSLATE)
-
-
-FUNCTIONS = frozenset(
-    "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth sech "
-    "csch arcsinh arccosh arctanh asin acos atan asinh acosh atanh cosec ln log lg exp sqrt cbrt gcd lcm "
-    "max min det Re Im arg floor ceil abs sgn sign erf binomial factorial".split()
+FUNCTIONS = words(
+    "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth "
+    "sech csch arcsinh arccosh arctanh asin acos atan asinh acosh atanh cosec ln log lg exp "
+    "sqrt cbrt gcd lcm max min det Re Im arg floor ceil abs sgn sign erf binomial factorial"
 )
 CONSTANTS = {
     "pi": "pi",
@@ -108,24 +38,23 @@ CONSTANTS = {
     "Infinity": "inf",
     "oo": "inf",
 }
-GREEK_NAMES = frozenset(
-    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho "
-    "sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega".split()
+GREEK_NAMES = words(
+    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu "
+    "nu xi rho sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi "
+    "Sigma Phi Psi Omega"
 )
 _VARIANT = {"varepsilon": "epsilon", "vartheta": "theta", "varphi": "phi"}
-_TEXT_COMMANDS = frozenset(
-    "text mbox textbf textit textrm textnormal textsf texttt textsc hbox textup operatorname emph "
-    "mathrm rm bf".split()
+_TEXT_COMMANDS = words(
+    "text mbox textbf textit textrm textnormal textsf texttt textsc hbox textup operatorname "
+    "emph mathrm rm bf"
 )
-_STYLE = frozenset(
-    "left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr displaystyle textstyle "
-    "scriptstyle limits nolimits mathbf mathit mathsf mathcal boldsymbol bm boxed fbox ensuremath "
-    "middle quad qquad thinspace notag nonumber hline rm bf it mathstrut scriptscriptstyle enspace "
-    "mathop cal pmb mathscr mathfrak mathtt large Large underline ".split()
+_STYLE = words(
+    "left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr displaystyle "
+    "textstyle scriptstyle limits nolimits mathbf mathit mathsf mathcal boldsymbol bm boxed "
+    "fbox ensuremath middle quad qquad thinspace notag nonumber hline rm bf it mathstrut "
+    "scriptscriptstyle enspace mathop cal pmb mathscr mathfrak mathtt large Large underline"
 )
-_SKIP_ARGUMENT = frozenset(
-    "phantom hphantom vphantom hspace vspace color label tag textcolor".split()
-)
+_SKIP_ARGUMENT = words("phantom hphantom vphantom hspace vspace color label tag textcolor")
 _OPERATORS = {
     "cdot": "*", "times": "*", "ast": "*", "div": "/", "le": "<=", "leq": "<=", "leqslant": "<=",
     "ge": ">=", "geq": ">=", "geqslant": ">=", "lt": "<", "gt": ">", "ne": "!=", "neq": "!=",
@@ -138,7 +67,7 @@ _OPERATORS = {
     "dots": "...", "ldots": "...", "cdots": "...", "circ": "deg", "degree": "deg", "percent": "%",
     "lVert": "||", "rVert": "||", "Vert": "||", "bigcup": "cup", "textdollar": "$", "textdegree": "deg",
     "Longleftrightarrow": "iff", "iff": "iff", "implies": "=>", "Rightarrow": "=>", "slash": "/",
-    "euro": "€", "pounds": "£", "yen": "¥",
+    "euro": "\u20ac", "pounds": "\u00a3", "yen": "\u00a5",
 }  # fmt: skip
 _ESCAPES = {
     "{": "lbrace",
@@ -162,7 +91,7 @@ _MATH_SPACE = re.compile(r"(?:\s|~|\\[,!;:> \n\t/]|\$)+")
 _LETTERS = re.compile(r"[A-Za-z]+")
 _COMMAND = re.compile(r"\\([A-Za-z]+)\*?")
 _SYMBOLS = re.compile(
-    r"\*\*|<=|>=|!=|=<|=>|->|==|\+/-|\+-|\.\.\.|\|\||[-+*/^_!%=<>,;:|&()\[\]{}'\"#€£¥₹?.]"
+    r"\*\*|<=|>=|!=|=<|=>|->|==|\+/-|\+-|\.\.\.|\|\||[-+*/^_!%=<>,;:|&()\[\]{}'\"#\u20ac\u00a3\u00a5\u20b9?.]"
 )
 _CONNECTORS = {
     "and": "and",

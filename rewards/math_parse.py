@@ -11,39 +11,22 @@ Trees: ("num", Fraction), ("sym", name), ("const", "pi"|"e"|"i"|"inf"|"empty"), 
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Any
 
 from .math_lex import Token, Unreadable
+from .math_numerals import Node, literal, read_numeral
+from .math_symbols import words
 from .math_units import CURRENCY_SIGNS, TEMPERATURES, PhraseReader, Unit, currency, is_unit_word
 
-Node = tuple[Any, ...]
 MAX_DEPTH = 30  # of nesting; each level costs about ten Python frames
-MAX_DIGITS = 4000  # of one literal
-RELATIONS = frozenset(["=", "<", ">", "<=", ">=", "!=", "~", "in", "==", "->"])
-_CLOSERS = frozenset([")", "]", "}", "rbrace", "rangle", "rfloor", "rceil", "|", "||", "end"])
+RELATIONS = words("= < > <= >= != ~ in == ->")
+_CLOSERS = words(") ] } rbrace rangle rfloor rceil | || end")
 _POSTFIX_CONST = {"inf": ("const", "inf"), "pi": ("const", "pi"), "empty": ("const", "empty")}
 
 
-def number(text: str) -> Node:
-    """The exact value of a literal as written."""
-    if len(text) > MAX_DIGITS:
-        raise Unreadable("a number has too many digits")
-    mantissa, _, exponent = text.replace("E", "e").partition("e")
-    if exponent and abs(int(exponent)) > MAX_DIGITS:
-        return (
-            "mul",
-            (
-                ("num", Fraction(mantissa)),
-                ("pow", ("num", Fraction(10)), ("num", Fraction(exponent))),
-            ),
-        )
-    return ("num", Fraction(text))
-
-
 # short words that are no product of variables
-_ENGLISH = frozenset(
-    "so it we he she the you has was are not its for get all any can our yes no odd one two six ten is if of "
-    "on my due per who how why dna usd eur".split()
+_ENGLISH = words(
+    "so it we he she the you has was are not its for get all any can our yes no odd one two "
+    "six ten is if of on my due per who how why dna usd eur"
 )
 
 
@@ -155,8 +138,8 @@ class Parser:
         if self.accept("mod"):
             return self.sum()
         if self.kind == "cmd" and self.value in ("pmod", "mod", "bmod"):
-            self.take()
-            return self.tex_argument()
+            grouped = self.take().value == "pmod"
+            return self.tex_argument(whole=True) if grouped else self.factor()
         return None
 
     def side(self) -> Node:
@@ -224,9 +207,13 @@ class Parser:
             if token.value == "US" and self.peek(1).value == "$":
                 self.pos += 2
                 return currency("$")
-            if self.peek(1).kind == "num":
-                self.take()
-                return currency({"USD": "$", "EUR": "€", "GBP": "£"}.get(token.value, "₹"))
+            if self.peek(1).kind == "num" or (
+                self.peek(1).value == "." and self.peek(2).kind == "num"
+            ):
+                self.pos += 1 if self.peek(1).kind == "num" else 2
+                return currency(
+                    {"USD": "$", "EUR": "\u20ac", "GBP": "\u00a3"}.get(token.value, "\u20b9")
+                )
         return None
 
     def unit_phrase(self) -> tuple[int, Unit] | None:
@@ -422,7 +409,7 @@ class Parser:
     def atom(self) -> Node:
         token = self.tokens[self.pos]
         if token.kind == "num":
-            return self.numeral()
+            return read_numeral(self)
         if token.kind == "id":
             return self.symbol()
         if token.kind == "const":
@@ -453,94 +440,6 @@ class Parser:
             Token("id", c, token.spaced and i == 0) for i, c in enumerate(token.value)
         ]
         return self.symbol()
-
-    def numeral(self) -> Node:
-        token = self.take()
-        if self.is_op("_"):
-            return self.based(token.value)
-        following = self.tokens[self.pos]
-        if following.kind == "op" and following.value == "." and self.peek(1).kind in ("cmd", "op"):
-            if self.peek(1).value in ("overline", "bar", "dot", "(") and not following.spaced:
-                self.take()
-                return self.repeating(token.value + ".")
-        if (
-            following.kind == "cmd"
-            and following.value in ("overline", "bar", "dot")
-            and "." in token.value
-        ):
-            return self.repeating(token.value)
-        if self.is_op("...") and "." in token.value:
-            return self.ellipsis(token.value)
-        node = number(token.value)
-        if token.value.isdigit():
-            fraction = self.mixed_fraction()
-            if fraction is not None:
-                return ("num", node[1] + fraction)
-        return node
-
-    def repeating(self, head: str) -> Node:
-        """0.3\\overline{18}, 0.\\dot{3} or 0.(3) as an exact fraction."""
-        if self.accept("("):
-            period = self.take().value
-            self.expect(")")
-        else:
-            self.take()
-            grouped = self.accept("{")
-            period = self.take().value
-            if grouped:
-                self.expect("}")
-        if not period.isdigit() or len(period) + len(head) > 200:
-            raise Unreadable("a repeating decimal needs digits under its bar")
-        self.accept("...")
-        decimals = len(head) - head.index(".") - 1
-        tail = Fraction(int(period), (10 ** len(period) - 1) * 10**decimals)
-        return ("num", Fraction(head + "0") + tail)
-
-    def ellipsis(self, text: str) -> Node:
-        """0.333... as a fraction when the end of the digits repeats at least twice."""
-        decimals = text.split(".")[1]
-        for period in range(1, len(decimals) // 2 + 1):
-            tail, times = decimals[-period:], 3 if period == 1 else 2
-            if decimals.endswith(tail * times):
-                self.take()
-                exact = Fraction(int(tail), (10**period - 1) * 10 ** len(decimals))
-                return ("num", Fraction(text) + exact)
-        raise Unreadable("digits that go on")
-
-    def based(self, digits: str) -> Node:
-        self.take()
-        node = self.tex_argument(whole=True)
-        if node[0] != "num" or node[1].denominator != 1 or not 2 <= node[1] <= 62:
-            raise Unreadable("a subscript that is no base")
-        return ("base", digits, int(node[1]))
-
-    def mixed_fraction(self) -> Fraction | None:
-        """The proper fraction that follows a whole number: `6\\frac{1}{6}`, `3\\frac18`, `8 1/2`."""
-        token = self.tokens[self.pos]
-        save = self.pos
-        if token.kind == "cmd" and token.value == "frac":
-            self.take()
-            try:
-                top, bottom = self.tex_argument(), self.tex_argument()
-            except Unreadable:
-                top = bottom = ("none",)
-            if top[0] == bottom[0] == "num" and 0 < top[1] < bottom[1] and not self.is_op("^", "!"):
-                return top[1] / bottom[1]
-            self.pos = save  # digits that were split read the same a second time
-            return None
-        if token.kind == "num" and token.value.isdigit() and token.spaced:
-            bar, bottom = self.peek(1), self.peek(2)
-            if (
-                bar.value == "/"
-                and bottom.kind == "num"
-                and bottom.value.isdigit()
-                and int(bottom.value)
-            ):
-                fraction = Fraction(int(token.value), int(bottom.value))
-                if fraction < 1:
-                    self.pos += 3
-                    return fraction
-        return None
 
     def symbol(self) -> Node:
         token = self.take()
@@ -655,9 +554,9 @@ class Parser:
             ]
             if "." in token.value:
                 raise Unreadable("a decimal without braces")
-            node = number(self.take().value)
+            node = literal(self.take().value)
         elif token.kind == "num":
-            node = number(self.take().value)
+            node = literal(self.take().value)
         elif token.kind == "word" and self.is_letters(token):
             node = self.letters_product()
         elif token.kind == "op" and token.value not in ("(", "|", "lbrace"):

@@ -3,220 +3,37 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from .math_lex import MAX_CHARS, Unreadable, to_ascii, tokenize
-from .math_parse import Node, Parser, number
+from .math_forms import LEAD, PROSE, clean, fold, plain, quick_reading, special_readings, text_list
+from .math_lex import MAX_CHARS, Unreadable, tokenize
+from .math_numerals import literal
+from .math_parse import Node, Parser
 from .math_regions import Region, interval, region_of
-from .math_units import DEGREE, NO_UNIT, Unit
+from .math_symbols import words
+from .math_units import DEGREE, NO_UNIT
+from .math_values import (
+    Assign,
+    Based,
+    Choice,
+    Equation,
+    Inequality,
+    Many,
+    Matrix,
+    Ordered,
+    Quantity,
+    Ratio,
+    Residue,
+    Value,
+    Word,
+)
 
 MAX_EXPANSION = 16  # values of an expression with several plus-minus signs
 
 
-@dataclass(frozen=True)
-class Quantity:
-    """A number or expression, with a unit when one is written."""
-
-    node: Node
-    unit: Unit | None = None
-    percent: bool = False
-    decimals: int | None = None  # written after the point, when the answer is a plain decimal
-
-
-@dataclass(frozen=True)
-class Assign:
-    """`x = value`, `f(x) = value`, `(x, y) = value` or `x \\in value`."""
-
-    target: Node
-    value: Any
-
-
-@dataclass(frozen=True)
-class Equation:
-    """Two sides, neither a single symbol that is solved for."""
-
-    left: Node
-    right: Node
-
-
-@dataclass(frozen=True)
-class Inequality:
-    """A chain of order relations that is no interval of one variable."""
-
-    ops: tuple[str, ...]
-    sides: tuple[Node, ...]
-
-
-@dataclass(frozen=True)
-class Many:
-    """Several values without order; `braces` when written as a set."""
-
-    items: tuple[Any, ...]
-    braces: bool = False
-
-
-@dataclass(frozen=True)
-class Ordered:
-    """A tuple, point, vector or list in brackets."""
-
-    items: tuple[Any, ...]
-    brackets: str
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """Rows of expressions."""
-
-    rows: tuple[tuple[Node, ...], ...]
-
-
-@dataclass(frozen=True)
-class Based:
-    """Digits in a base that is not ten."""
-
-    digits: str
-    base: int
-
-
-@dataclass(frozen=True)
-class Clock:
-    """A time of day; `half` is "a", "p" or empty."""
-
-    parts: tuple[int, ...]
-    half: str = ""
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """Terms of a proportion, in order."""
-
-    terms: tuple[Node, ...]
-
-
-@dataclass(frozen=True)
-class Residue:
-    """A residue with its modulus."""
-
-    node: Node
-    modulus: Node
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A letter of a multiple-choice question; `bare` when it stands alone in lower case."""
-
-    letter: str
-    bare_lower: bool = False
-
-
-@dataclass(frozen=True)
-class Word:
-    """Text, folded for comparison."""
-
-    text: str
-
-
-Value = Any
-
-_WRAPPERS = re.compile(
-    r"\\(?:text|mbox|textbf|textit|textrm|textnormal|mathrm|mathbf|mathsf|textsf|hbox|operatorname|boldsymbol"
-    r"|underline|textup|emph|bf|rm|it)\b\s*\{([^{}]*)\}"
-)
-_SPACES = re.compile(r"\\[!,;: ]|~|\\quad|\\qquad|\s+")
-_PLAIN_NUMBER = re.compile(
-    r"[+-]?(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?)\.?\Z"
-)
-_SIMPLE_FRACTION = re.compile(
-    r"([+-]?)\s*(?:\\[dt]?frac\s*\{\s*([+-]?[0-9]{1,200})\s*\}\s*\{\s*([0-9]{1,200})\s*\}|([0-9]{1,200})\s*/\s*([0-9]{1,200}))\Z"
-)
-_CLOCK = re.compile(
-    r"([0-9]{1,2})(?::([0-5][0-9]))?(?::([0-5][0-9]))?\s*(?:([ap])\.?\s*m\b\.?)?\Z", re.I
-)
-_CHOICE = re.compile(
-    r"(?:(?:option|choice|answer|statement)\s*:?\s*)?([(\[{]?)\s*([A-Za-z])\s*([)\]}.:]{0,2})\s*\Z",
-    re.I,
-)
-_CHOICE_WITH_TEXT = re.compile(
-    r"(?:(?:option|choice)\s+)?(?:\(([A-J])\)|\[([A-J])\]|([A-J])[).:])\s*(\S.*)\Z", re.S
-)
-_ANOTHER_CHOICE = re.compile(r"\([A-J]\)|\b[A-J][).:]|\bor\b|\band\b|\boption", re.I)
-_BASED = re.compile(
-    r"(-?)\s*\(?([0-9A-Za-z]+(?:\.[0-9A-Za-z]+)?)\)?\s*(?:_\s*\{?\s*\(?\s*(?:base\s*)?([0-9]{1,2}|[a-z]+)\s*\)?\s*\}?"
-    r"|\(?\s*(?:in\s+)?base\s*[- ]?\s*([0-9]{1,2}|[a-z]+)\s*\)?)\Z",
-    re.I,
-)
-_NUMBER_WORDS = {
-    word: value
-    for value, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-        "sixteen seventeen eighteen nineteen twenty".split()
-    )
-} | {
-    w: 10 * (i + 3)
-    for i, w in enumerate("thirty forty fifty sixty seventy eighty ninety hundred".split())
-}
-_BASE_WORDS = {
-    "binary": 2,
-    "octal": 8,
-    "decimal": 10,
-    "hexadecimal": 16,
-    "hex": 16,
-    **_NUMBER_WORDS,
-}
-_EMPTY_WORDS = re.compile(
-    r"(?:there (?:are|is) )?no (?:real |valid |possible |integer |such )*(?:solutions?|roots?|values?|intersections?)"
-    r"(?: exists?)?|(?:the )?(?:empty|null) set|none exist\Z"
-)
-_ALL_REALS = re.compile(
-    r"all (?:the )?real(?:s| numbers?)(?: x)?|(?:the )?(?:set of )?(?:all )?real numbers|any real number"
-)
-_LEAD = re.compile(
-    r"(?:(?:the|my|our)\s+)?(?:final\s+)?(?:correct\s+)?(?:answer|result|solution|value)\s*(?:is|:|=)\s*:?\s*"
-    r"|(?:approximately|about|exactly|approx\.?|around|equals|is|a total of|we get|so|thus|therefore|hence)[\s,:]+",
-    re.I,
-)
-
-
-def clean(text: str) -> str:
-    """The answer without wrappers, decoration of Markdown and final punctuation, in ASCII LaTeX."""
-    text = to_ascii(text.strip())
-    if text[:2] in ("['", '["', "{'", "('"):
-        text = re.sub(r"['\"]", "", text)  # a Python list of strings
-    for _ in range(6):
-        before = text
-        text = text.strip().strip("`").strip()
-        for mark in ("***", "**", "__", "*", "$$"):
-            if len(text) > 2 * len(mark) and text.startswith(mark) and text.endswith(mark):
-                if not (mark == "*" and "*" in text[1:-1]):
-                    text = text[len(mark) : -len(mark)].strip()
-        if (
-            len(text) > 2
-            and text[0] == "$" == text[-1]
-            and text[-2] != "\\"
-            and "$" not in text[1:-1].replace("\\$", "")
-        ):
-            text = text[1:-1].strip()
-        for opening, closing in ((r"\(", r"\)"), (r"\[", r"\]")):
-            if text.startswith(opening) and text.endswith(closing) and opening not in text[2:]:
-                text = text[2:-2].strip()
-        if text.endswith((".", ",", ";", ":", r"\.", "\\\\")) and not text.endswith("..."):
-            text = text[:-2] if text.endswith(("\\.", "\\\\")) else text[:-1]
-        if text == before:
-            break
-    return text
-
-
-def plain(text: str) -> str:
-    """The answer with text commands unwrapped and LaTeX spacing as single blanks."""
-    for _ in range(3):
-        text, count = _WRAPPERS.subn(r"\1", text)
-        if not count:
-            break
-    text = re.sub(r"\\!", "", text.replace("$", "").replace("\\left", "").replace("\\right", ""))
-    return _SPACES.sub(" ", text).strip()
+_UNIT_LETTERS = re.compile(r"[0-9)}]\s+[A-Za-z]\b|[0-9]\s?[A-Za-z]\s*/|[A-Za-z]\s*[/^]")
 
 
 @lru_cache(maxsize=8192)
@@ -225,121 +42,26 @@ def read(text: str) -> tuple[Value, ...]:
     if len(text) > 4 * MAX_CHARS:
         return (Word(""),)
     text = clean(text)
-    quick = _quick(text)
+    quick = quick_reading(text)
     if quick is not None:
         return quick
-    found: list[Value] = list(_special(text))
+    found: list[Value] = list(special_readings(text))
     value = _parse(text, unit_letters=False)
     found.extend([value] if value is not None else [])
     if _UNIT_LETTERS.search(text):
         value = _parse(text, unit_letters=True)
         found.extend([value] if value is not None and value not in found else [])
     if any(not isinstance(v, Choice) for v in found):
-        if _PROSE.fullmatch(plain(text)):
+        if PROSE.fullmatch(plain(text)):
             found.append(Word(fold(text)))
         return tuple(found)
     words = plain(text)
-    lead = _LEAD.match(words)
+    lead = LEAD.match(words)
     if lead and lead.end() < len(words):
         return (*found, *read(words[lead.end() :]))
-    listed = _text_list(words)
+    listed = text_list(words)
     found.extend([listed] if listed is not None else [])
     return (*found, Word(fold(text)))
-
-
-_UNIT_LETTERS = re.compile(r"[0-9)}]\s+[A-Za-z]\b|[0-9]\s?[A-Za-z]\s*/|[A-Za-z]\s*[/^]")
-_PROSE = re.compile(r"(?=.*[A-Za-z]{3})[A-Za-z0-9 ,.;'&-]+")
-
-
-def _quick(text: str) -> tuple[Value, ...] | None:
-    """Plain numbers and simple fractions without the parser."""
-    if len(text) > 400:
-        return None
-    if _PLAIN_NUMBER.match(text):
-        digits = text.replace(",", "").rstrip(".").lstrip("+")
-        decimals = len(digits.partition(".")[2]) if "." in digits else None
-        value = Quantity(number(digits), decimals=decimals)
-        parts = text.split(",")
-        if len(parts) > 1 and decimals is None and not any(p[0] == "0" for p in parts[1:]):
-            return value, Many(tuple(Quantity(number(p)) for p in parts))  # 120,180 may be a list
-        return (value,)
-    match = _SIMPLE_FRACTION.match(text)
-    if match:
-        bottom = int(match[3] or match[5])
-        if bottom:
-            fraction = Fraction(int(match[2] or match[4]), bottom)
-            return (Quantity(("num", -fraction if match[1] == "-" else fraction)),)
-    return None
-
-
-def _special(text: str) -> list[Value]:
-    """Readings by form: choice letters, times of day, digits in a base, number words, empty sets."""
-    words = plain(text)
-    found: list[Value] = []
-    match = _CHOICE.match(words)
-    if match and (match[1] or match[2] in "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghij"):
-        bare = not match[1] and not match[3] and words.strip() == match[2]
-        found.append(Choice(match[2].upper(), bare_lower=bare and match[2].islower()))
-        return found
-    match = _CHOICE_WITH_TEXT.match(words)
-    if match and not _ANOTHER_CHOICE.search(match[4]):
-        found.append(Choice((match[1] or match[2] or match[3]).upper()))
-    match = _CLOCK.match(words)
-    if match and (match[4] or (match[2] and len(match[1]) == 2 and match[1][0] == "0")):
-        parts = tuple(int(p) for p in match.groups()[:3] if p is not None)
-        if parts[0] <= 24:
-            found.append(Clock(parts, (match[4] or "").lower()))
-            return found
-    based = _read_based(words)
-    if based is not None:
-        return [based]
-    lower = words.lower().rstrip(".")
-    if _EMPTY_WORDS.fullmatch(lower):
-        return [Word("empty set")]
-    if _ALL_REALS.fullmatch(lower):
-        return [region_of(("domain", "R"))]
-    value = _number_word(lower)
-    return [Quantity(("num", Fraction(value)))] if value is not None else found
-
-
-def _text_list(words: str) -> Many | None:
-    """Names separated by commas or `and`, as an unordered collection."""
-    if len(words) > 300 or not re.search(r",|;|\band\b", words):
-        return None
-    items = [fold(item) for item in re.split(r"[,;]\s*(?:and\s+)?|\s+and\s+", words)]
-    if not 2 <= len(items) <= 20 or not all(
-        re.fullmatch(r"[a-z][a-z ']{0,40}", item) for item in items
-    ):
-        return None
-    return Many(tuple(map(Word, items)))
-
-
-def _number_word(words: str) -> int | None:
-    parts = re.split(r"[ -]", words)
-    if len(parts) > 2 or not all(p in _NUMBER_WORDS for p in parts):
-        return None
-    values = [_NUMBER_WORDS[p] for p in parts]
-    if len(values) == 1:
-        return values[0]
-    if parts[1] == "hundred" and values[0] < 10:
-        return values[0] * 100
-    return sum(values) if values[0] >= 20 and 0 < values[1] < 10 and values[0] < 100 else None
-
-
-def _read_based(words: str) -> Based | Quantity | None:
-    match = _BASED.match(words)
-    if match is None:
-        return None
-    name = (match[3] or match[4]).lower()
-    base = int(name) if name.isdigit() else _BASE_WORDS.get(name, 0)
-    digits = match[2]
-    if not 2 <= base <= 36 or not digits[0].isalnum() or not re.search(r"[0-9]", digits):
-        return None
-    if any(int(c, 36) >= base for c in digits.replace(".", "")):
-        return None
-    if base == 10:
-        return Quantity(number(match[1] + digits))
-    return Based(match[1] + (digits.upper().lstrip("0") or "0"), base)
 
 
 def _parse(text: str, *, unit_letters: bool) -> Value | None:
@@ -376,7 +98,7 @@ def convert(node: Node) -> Value:
         return Matrix(node[1])
     if kind == "base":
         return (
-            Quantity(number(node[1]))
+            Quantity(literal(node[1]))
             if node[2] == 10
             else Based(node[1].upper().lstrip("0") or "0", node[2])
         )
@@ -420,7 +142,7 @@ def _quantity(node: Node) -> Value:
     return Quantity(node, unit, percent)
 
 
-_NO_EXPRESSION = frozenset("list rel set builder seq cup cap minus domain unit base ratio".split())
+_NO_EXPRESSION = words("list rel set builder seq cup cap minus domain unit base ratio")
 
 
 def _misplaced(node: Any) -> bool:
@@ -498,6 +220,11 @@ def _several(node: Node) -> Value:
             return combine_regions(
                 regions, "or" if "or" in separators else "and" if "and" in separators else ","
             )
+    if nodes[0][0] == "rel" and nodes[0][1] == ("!=",) and all(n[0] != "rel" for n in nodes[1:]):
+        left = nodes[0][2][0]  # x != 1, 2
+        return combine_regions(
+            [order_relation(("!=",), (left, n)) for n in (nodes[0][2][1], *nodes[1:])], "and"
+        )
     if all(n[0] in ("seq", "cup") for n in nodes) and "or" in separators and _mixed(nodes):
         return region_of(("cup", nodes))
     if len(nodes) == 2 and separators == (",",) and nodes[1][0] == "rel" and nodes[0][0] == "rel":
@@ -521,6 +248,8 @@ def _mixed(nodes: tuple[Node, ...]) -> bool:
 
 def combine_regions(regions: list[Region], how: str) -> Region:
     """The union (`or`), the intersection (`and`), or for a comma the one that is not empty."""
+    if not all(isinstance(region, Region) for region in regions):
+        raise Unreadable("inequalities of several kinds")
     total = regions[0]
     for other in regions[1:]:
         if how == "or":
@@ -592,13 +321,29 @@ def _target(node: Node) -> Node | None:
         return ("sym", node[1])
     if node[0] == "seq" and all(item[0] in ("sym", "const") for item in node[3]):
         return ("seq", "(", ")", node[3])
-    if node[0] == "mul" and all(item[0] == "sym" for item in node[1]):
-        if all(item[1].isupper() for item in node[1]):
-            return node  # AB = 9: the length of a segment
-        return None
-    if node[0] == "big" and node[1] == "derivative":
-        return node
-    return None
+    return node if _named_quantity(node) else None
+
+
+def _named_quantity(node: Node) -> bool:
+    """Other left sides that only name what is found: AB, |AB|, m\\angle A, f^{-1}(x), dy/dx, a limit."""
+    if node[0] == "big":
+        return True
+    if node[0] == "fn" and node[1] in ("abs", "norm"):
+        return _named_quantity(node[2][0])
+    if node[0] == "div":
+        return _differential(node[1]) and _differential(node[2])
+    if node[0] != "mul":
+        return False
+    flat = [part for item in node[1] for part in (item[1] if item[0] == "mul" else (item,))]
+    if flat[0] == ("pow", ("sym", "f"), ("neg", ("num", Fraction(1)))):
+        return len(flat) == 2
+    if any(part[0] == "sym" and part[1].startswith("\\") for part in flat):
+        return all(part[0] == "sym" for part in flat)
+    return all(part[0] == "sym" and part[1].isupper() for part in flat)
+
+
+def _differential(node: Node) -> bool:
+    return node[0] == "mul" and len(node[1]) == 2 and node[1][0] == ("sym", "d")
 
 
 def _equality(ops: tuple[str, ...], sides: tuple[Node, ...]) -> Value:
@@ -659,21 +404,3 @@ def _roughly(left: Node, right: Node) -> bool:
     mp = context(LOW)
     a, b = (numeric(node, {}, mp, Budget(0.2)) for node in (left, right))
     return abs(a - b) <= abs(a) / 20
-
-
-# ---- text
-
-
-_ARTICLES = re.compile(r"\b(?:the|a|an)\b")
-_STRIP = " .,;:!?'\"`*_$"
-
-
-def fold(text: str) -> str:
-    """Text for comparison: no case, articles, final punctuation, wrappers or repeated blanks."""
-    if len(text) > MAX_CHARS:
-        return ""
-    words = plain(text).lower()
-    if _PROSE.fullmatch(words):
-        words = _ARTICLES.sub(" ", words)
-        words = re.sub(r"(?<=[a-z])-(?=[a-z])", " ", words)
-    return re.sub(r"\s+", " ", words).strip(_STRIP)

@@ -14,6 +14,7 @@ INFINITY: Node = ("const", "inf")
 MINUS_INFINITY: Node = ("neg", INFINITY)
 _FLIP = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}
 _READ_BUDGET_S = 0.3
+MAX_PIECES = 30  # intervals of one union
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def _intersect(a: Interval, b: Interval) -> list[Interval]:
 
 def merge(pieces: tuple[Interval, ...]) -> tuple[Interval, ...]:
     """Sorted and joined where they touch."""
-    if len(pieces) > 60:
+    if len(pieces) > 2 * MAX_PIECES:
         raise Unreadable("too many intervals")
     ordered: list[Interval] = []
     for piece in pieces:
@@ -130,6 +131,8 @@ def interval(node: Node) -> Region:
 def region_of(node: Node) -> Region:
     """Intervals, finite sets and their unions, intersections and differences."""
     kind = node[0]
+    if kind in ("cup", "set") and len(node[1]) > MAX_PIECES:
+        raise Unreadable("too many intervals")
     if kind == "domain":
         if node[1] != "R":
             raise Unreadable("a set of numbers that is no interval")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from .math_lex import Token
+from .math_symbols import words
 
 Dims = tuple[tuple[str, int], ...]  # (("length", 1), ("time", -1)), sorted by name
 
@@ -104,22 +105,24 @@ _COMPOUND: dict[str, tuple[Fraction | int, Dims]] = {
 _LETTERS = {  # single capital letters, only in text or where unit letters are asked for
     "N": "newton", "J": "joule", "W": "watt", "V": "volt", "A": "ampere", "K": "kelvin", "L": "l", "C": "coulomb",
 }  # fmt: skip
-_CURRENCY = {"$": "USD", "€": "EUR", "£": "GBP", "₹": "INR", "¥": "JPY"}
+_CURRENCY = {"$": "USD", "\u20ac": "EUR", "\u00a3": "GBP", "\u20b9": "INR", "\u00a5": "JPY"}
 _SCALES = {
     "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
     "lakh": 10**5, "crore": 10**7, "dozen": 12, "mln": 10**6, "bn": 10**9,
 }  # fmt: skip
 # words that turn a number into something else, or that are no noun
-_NOT_UNITS = frozenset(
-    "or and not no maybe perhaps possibly either neither nor if but is are was were be equals equal plus minus "
-    "times over divided by less more than least most about approximately roughly around between from to wrong "
-    "incorrect unless else other both none any all some answer answers option choice depends unknown because "
-    "since so hence thus therefore guess probably likely could might may would should cannot can't what which "
-    "half third quarter negative positive cubed squared factorial root power choose mod modulo such that where "
-    "when for with without except otherwise instead until too also then wait hmm actually correct true false "
-    "yes base only exactly even odd prime zero one two three four five six seven eight nine ten i we my".split()
+_NOT_UNITS = words(
+    "or and not no maybe perhaps possibly either neither nor if but is are was were be equals "
+    "equal plus minus times over divided by less more than least most about approximately "
+    "roughly around between from to wrong incorrect unless else other both none any all some "
+    "answer answers option choice depends unknown because since so hence thus therefore guess "
+    "probably likely could might may would should cannot can't what which half third quarter "
+    "negative positive cubed squared factorial root power choose mod modulo such that where "
+    "when for with without except otherwise instead until too also then wait hmm actually "
+    "correct true false yes base only exactly even odd prime zero one two three four five six "
+    "seven eight nine ten i we my"
 )
-_FUNCTION_WORDS = frozenset("the a an of in on at total different distinct each".split())
+_FUNCTION_WORDS = words("the a an of in on at total different distinct each")
 
 
 def _build() -> dict[str, Unit]:

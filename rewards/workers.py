@@ -33,6 +33,10 @@ class WorkerTimeout(WorkerError):
     """The call overran its time; its worker was killed."""
 
 
+class WorkerDied(WorkerError):
+    """The worker's process ended: out of memory, or a crash."""
+
+
 class Worker:
     """One child process that serves one call at a time."""
 
@@ -51,17 +55,19 @@ class Worker:
         )
         self.served = 0
         self.ready = False
+        self.in_call = False  # also after a call that did not end
 
-    def call(self, target: str, arguments: list[Any], *, timeout_s: float) -> Any:
+    def call(self, target: str, arguments: list[Any], *, deadline: float) -> Any:
         """Run `module:function` with these JSON arguments. Raises WorkerTimeout or WorkerError."""
         if not self.ready:
-            self._receive(time.monotonic() + START_S)  # the worker says when it is up
+            self._receive(deadline)  # the worker says when it is up
             self.ready = True
         self.served += 1
-        message = json.dumps([target, arguments, timeout_s]).encode() + b"\n"
-        deadline = time.monotonic() + timeout_s
+        self.in_call = True
+        message = json.dumps([target, arguments, deadline - time.monotonic()]).encode() + b"\n"
         self._send(message, deadline)
         reply = json.loads(self._receive(deadline))
+        self.in_call = False
         if "error" in reply:
             raise WorkerError(reply["error"])
         return reply["result"]
@@ -79,7 +85,7 @@ class Worker:
             except BlockingIOError:
                 continue
             except OSError:
-                raise WorkerError("the worker died") from None
+                raise WorkerDied("the worker died") from None
 
     def _receive(self, deadline: float) -> bytes:
         pipe = self.process.stdout
@@ -90,7 +96,7 @@ class Worker:
                 raise WorkerTimeout("timeout")
             chunk = os.read(pipe.fileno(), 65536)
             if not chunk:
-                raise WorkerError("the worker died: out of memory, or crashed")
+                raise WorkerDied("the worker died: out of memory, or crashed")
             received += chunk
             if len(received) > MAX_MESSAGE:
                 raise WorkerError("the worker's reply is too long")
@@ -150,18 +156,13 @@ class WorkerPool:
         Raises WorkerTimeout when it takes longer than `timeout_s` (waiting for a free worker
         included), WorkerError when it raises or its process dies.
         """
-        started = time.monotonic()
-        worker = self._acquire(started + timeout_s)
+        deadline = time.monotonic() + timeout_s
+        worker = self._acquire(deadline)
         try:
-            if not worker.ready:  # a start is no part of the call's own time
-                worker.call("builtins:len", [""], timeout_s=START_S)
-                started = time.monotonic()
-            result = worker.call(
-                target, list(arguments), timeout_s=max(0.01, started + timeout_s - time.monotonic())
-            )
+            result = worker.call(target, list(arguments), deadline=deadline)
         except WorkerError as error:
-            alive = worker.process.poll() is None and not isinstance(error, WorkerTimeout)
-            self._release(worker, keep=alive and "died" not in str(error))
+            # a worker that is still starting, or whose function raised, is as good as before
+            self._release(worker, keep=not (worker.in_call or isinstance(error, WorkerDied)))
             raise
         except BaseException:
             self._release(worker, keep=False)
@@ -174,7 +175,10 @@ class WorkerPool:
         return await asyncio.to_thread(self.call, target, *arguments, timeout_s=timeout_s)
 
     def warm(self) -> None:
-        """Start one worker now, so that the first call does not wait for it."""
+        """Have one worker up, so that the next call does not wait for its start."""
+        with self._condition:
+            if any(worker.ready and worker.process.poll() is None for worker in self._idle):
+                return
         self.call("builtins:len", "", timeout_s=START_S)
 
     def _acquire(self, deadline: float) -> Worker:
@@ -240,7 +244,7 @@ def serve(memory_mb: int, preload: list[str]) -> None:
     for line in requests:
         target, arguments, timeout_s = json.loads(line)
         # ends this worker should its caller be gone; the caller itself kills earlier
-        signal.setitimer(signal.ITIMER_REAL, timeout_s + 5)
+        signal.setitimer(signal.ITIMER_REAL, max(0.1, timeout_s) + 5)
         try:
             reply = json.dumps({"result": resolve(target)(*arguments)})
         except MemoryError:
