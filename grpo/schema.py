@@ -37,6 +37,7 @@ ALIASES = {
     "lora_r": "model.lora.rank",
     "load_in_4bit": "model.quantization",
     "load_in_8bit": "model.quantization",
+    "shuffle": "trainer.shuffle_dataset",
     "logging_steps": "trainer.report_to",
 }
 # A field of GRPOConfig that recipes set at their top level.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -109,6 +110,22 @@ def test_optional_libraries_are_imported_where_they_are_used() -> None:
     assert eager == []
 
 
+def test_every_import_is_the_standard_library_ours_or_a_declared_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"].values()
+    texts = [*project["dependencies"], *(text for extra in extras for text in extra)]
+    declared = {re.split(r"[^\w.-]", text)[0].lower().replace("-", "_") for text in texts}
+    declared |= {"yaml", "referencing"}  # pyyaml; part of jsonschema
+    scripts = {path.stem for path in (ROOT / "rewards").glob("*.py")}  # run alone in the sandbox
+    unknown = {
+        f"{name_of(path)} imports {module}"
+        for path in SOURCES
+        for module in imported_modules(path)
+        if module.split(".")[0] not in declared | scripts | {"thinkrl"} | sys.stdlib_module_names
+    }
+    assert unknown == set()
+
+
 def test_sources_are_ascii() -> None:
     texts = [*SOURCES, *TESTS, *(ROOT / "recipes").glob("*.yaml"), ROOT / "Makefile"]
     assert [name_of(path) for path in texts if not path.read_bytes().isascii()] == []
@@ -121,7 +138,10 @@ def test_constraints_pin_every_dependency_exactly() -> None:
     assert all(pin.count("==") == 1 and "/" not in pin and "+" not in pin for pin in pins)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
-    bare = {text.split(";")[0].split(">=")[0].split("==")[0].strip().lower() for text in wanted}
+    bare = {
+        text.split(";")[0].split(">=")[0].split("==")[0].strip().lower().replace("_", "-")
+        for text in wanted
+    }
     assert {name for name in bare if not name.startswith("thinkrl")} <= names
 
 
