@@ -96,6 +96,19 @@ class RewardConfig:
     )
     weight: float = setting(1.0, "factor in the sum")
     kwargs: dict[str, Any] = setting({}, "passed to the function by keyword")
+    weights: dict[str, float] = setting(
+        {}, "weight from a step on, e.g. {0: 1.0, 100: 0.5}; before the first of them: weight"
+    )
+    timeout_s: float | None = setting(
+        None, "seconds a call may take (a batch, or a row); then its rows are unscored and counted"
+    )
+    only_if: str | None = setting(
+        None, "name of another reward; where that one is not above 0, this one is 0"
+    )
+    clip: tuple[float, ...] | None = setting(None, "[lowest, highest] before the weight")
+    in_worker: bool = setting(
+        False, "run in a process that can be killed: for CPU-heavy functions, and ones that hang"
+    )
 
 
 @dataclass(frozen=True)
@@ -264,6 +277,8 @@ def check_recipe(recipe: Recipe) -> None:
         raise ValueError(f"stages = {list(recipe.stages)}: name each stage once: sft, grpo")
     if not recipe.rewards and "grpo" in recipe.stages:
         raise ValueError("rewards = []: must name at least one reward function")
+    for number, reward in enumerate(recipe.rewards):
+        _check_bounds(reward, f"rewards.{number}", _reward_bounds(reward))
     if recipe.model.quantization != "none" and recipe.model.lora is None:
         raise ValueError(
             f"model.quantization = {recipe.model.quantization}: quantised weights cannot be "
@@ -271,6 +286,15 @@ def check_recipe(recipe: Recipe) -> None:
         )
     if recipe.trainer.eval_steps and recipe.data.eval is None:
         raise ValueError(f"trainer.eval_steps = {recipe.trainer.eval_steps}: needs data.eval")
+
+
+def _reward_bounds(reward: RewardConfig) -> dict[str, tuple[bool, str]]:
+    clip = reward.clip
+    return {
+        "timeout_s": (reward.timeout_s is None or reward.timeout_s > 0, "above 0"),
+        "clip": (clip is None or (len(clip) == 2 and clip[0] <= clip[1]), "[lowest, highest]"),
+        "weights": (all(step.isdigit() for step in reward.weights), "a weight by step, {0: 1.0}"),
+    }
 
 
 def check_optim(config: OptimConfig, section: str) -> None:

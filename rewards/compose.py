@@ -1,32 +1,26 @@
-"""Runs reward functions over a batch, checks what they return, and sums them by weight.
+"""A batch's rewards from several functions: weights that follow the step, limits, gates, clips.
 
-A reward function has TRL's signature: it is called by keyword with `prompts`, `completions`,
-`completion_ids`, every dataset column, `trainer_state`, `log_extra` and `log_metric`, as far as it
-accepts them, and returns one value per completion: a number, a bool (1 or 0), or None for a row
-that it cannot score. Nothing else becomes a reward: it is an error that names function, row, value.
+The order for each function: call it (with a time limit), clip what it gave, set it to 0 where its
+gate fails, multiply by its weight of this step, add up. `Scores.by_name` holds the rewards as they
+enter the sum, before the weight.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import functools
-import inspect
 import math
 import threading
-import traceback
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-RewardFunction = Callable[..., Any]
-RESERVED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
-_NOT_PASSED = ("prompt", "completion", *RESERVED)  # column names that never reach a function
+from .call import Call
+from .signature import ONE_ROW, RESERVED, RewardError, RewardFunction, is_async, reward_name
 
-
-class RewardError(ValueError):
-    """A reward function failed or returned something that is not a reward."""
+_NOT_PASSED = (*ONE_ROW.values(), *RESERVED)  # names of columns that never reach a function
+MAX_LOST_BATCHES = 5  # in a row, before a function that never answers ends the run
+_GRACE_S = 5.0  # for an async function to be cancelled in
 
 
 @dataclass
@@ -39,57 +33,50 @@ class Scores:
     metrics: dict[str, float] = field(default_factory=dict)  # log_metric, averaged over calls
 
 
-def reward_name(function: RewardFunction) -> str:
-    """The name under which a function's rewards are logged."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return getattr(function, "__name__", type(function).__name__)
+@dataclass(frozen=True)
+class Rule:
+    """How one reward enters the sum; the defaults change nothing.
 
-
-def is_async(function: RewardFunction) -> bool:
-    """Whether calling `function` gives a coroutine; partials and callable objects included."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004 - the method itself is asked for
-    )
-
-
-def accepted_arguments(function: RewardFunction, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of `arguments` that `function` can take by keyword.
-
-    What a recipe bound as kwargs wins over a column of that name. Raises RewardError when the
-    function requires something that is not there.
+    timeout_s: seconds a call may take (a batch, or a row where the function takes one row). What
+        overruns it is unscored and counted in `rewards/<name>/timeouts`, never waited for.
+    only_if: the name of another reward; where that is not above 0, this one is 0 (None where that
+        is None). The function still sees every row: rewards may compare rows with each other.
+    clip: lowest and highest reward.
+    schedule: weight from a step on, e.g. {0: 1.0, 100: 0.5}; before the first step listed the
+        reward's plain weight holds.
     """
-    bound: set[str] = set()
-    inner = function
-    while isinstance(inner, functools.partial):
-        bound.update(inner.keywords)
-        inner = inner.func
-    arguments = {name: value for name, value in arguments.items() if name not in bound}
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # some callables of extension modules have no signature
-        return arguments
-    named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    for name, parameter in named.items():
-        if parameter.default is parameter.empty and name not in arguments:
-            columns = [key for key in arguments if key not in RESERVED]
-            raise RewardError(
-                f"reward {reward_name(function)!r} needs {name!r}: no such column "
-                f"(columns: {', '.join(columns) or 'none'}); map one with data.columns, or set "
-                f"{name} in the reward's kwargs"
-            )
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return arguments
-    return {name: arguments[name] for name in named if name in arguments}
+
+    timeout_s: float | None = None
+    only_if: str | None = None
+    clip: tuple[float, float] | None = None
+    schedule: Mapping[int, float] = field(default_factory=dict)
+
+    def weight_at(self, step: int, weight: float) -> float:
+        """The weight of this step, `weight` being the one without a schedule."""
+        begun = [start for start in self.schedule if start <= step]
+        return self.schedule[max(begun)] if begun else weight
+
+    def apply(self, reward: float | None, gate: float | None) -> float | None:
+        """A function's reward as it enters the sum; `gate` counts only where there is one."""
+        if self.only_if is not None and (gate is None or gate <= 0):
+            return None if gate is None else 0.0
+        if self.clip is None or reward is None:
+            return reward
+        return min(max(reward, self.clip[0]), self.clip[1])
 
 
 class RewardSuite:
-    """Reward functions with weights. Async functions of a batch run concurrently."""
+    """Reward functions with weights and rules. Async functions of a batch run concurrently.
+
+    `weights` are those of the step last scored (`trainer_state.global_step`).
+    """
 
     def __init__(
-        self, functions: Sequence[RewardFunction], weights: Sequence[float] | None = None
+        self,
+        functions: Sequence[RewardFunction],
+        weights: Sequence[float] | None = None,
+        *,
+        rules: Sequence[Rule] | None = None,
     ) -> None:
         if not functions:
             raise ValueError("rewards: at least one reward function is needed")
@@ -97,15 +84,22 @@ class RewardSuite:
             if not callable(function):
                 raise ValueError(f"rewards: {function!r} is not callable")
         weights = [1.0] * len(functions) if weights is None else list(weights)
-        if len(weights) != len(functions):
-            raise ValueError(
-                f"rewards: {len(weights)} weights for {len(functions)} functions; give one each"
-            )
+        rules = [Rule()] * len(functions) if rules is None else list(rules)
+        for what, entries in (("weights", weights), ("rules", rules)):
+            if len(entries) != len(functions):
+                raise ValueError(
+                    f"rewards: {len(entries)} {what} for {len(functions)} functions; give one each"
+                )
         if not all(math.isfinite(weight) for weight in weights):
             raise ValueError(f"rewards: weights {weights} must be finite numbers")
         self.functions = dict(zip(_unique_names(functions), functions, strict=True))
-        self.weights = dict(zip(self.functions, map(float, weights), strict=True))
+        self.rules = dict(zip(self.functions, rules, strict=True))
+        self._base_weights = dict(zip(self.functions, map(float, weights), strict=True))
+        self.weights = self._weights_at(0)
+        self._check_gates()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._stuck: dict[str, list[threading.Thread]] = {name: [] for name in self.functions}
+        self._lost_batches = dict.fromkeys(self.functions, 0)
 
     def score(
         self,
@@ -118,7 +112,8 @@ class RewardSuite:
         """Score a batch of B completions; every argument but the last holds one entry per row.
 
         Raises RewardError when a function raises, or returns a wrong number of values, a NaN, an
-        infinity or something that is not a number.
+        infinity or something that is not a number; and when one loses 5 batches in a row whole, to
+        its timeout or to crashes: nothing would be learned from it.
         """
         batch = {
             "prompts": list(prompts),
@@ -131,21 +126,18 @@ class RewardSuite:
                 raise ValueError(
                     f"{key} has {len(values)} entries for {len(batch['prompts'])} prompts"
                 )
+        self.weights = self._weights_at(getattr(trainer_state, "global_step", None) or 0)
         calls = [
-            _Call(name, function, batch, trainer_state) for name, function in self.functions.items()
+            Call(
+                *(name, function, batch, trainer_state),
+                timeout_s=self.rules[name].timeout_s,
+                stuck=self._stuck[name],
+            )
+            for name, function in self.functions.items()
         ]
-        waiting = [call for call in calls if is_async(call.function)]
-        futures = [self._submit(call.run_async()) for call in waiting]
-        try:  # the plain functions run here while the async ones wait for their answers
-            for call in calls:
-                if call not in waiting:
-                    call.run()
-            for call, future in zip(waiting, futures, strict=True):
-                call.finish(future.result)
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            raise
+        self._run(calls)
+        for call in calls:
+            self._count_lost(call)
         return self._collect(calls)
 
     def close(self) -> None:
@@ -153,6 +145,46 @@ class RewardSuite:
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._loop = None
+
+    def _weights_at(self, step: int) -> dict[str, float]:
+        return {
+            name: self.rules[name].weight_at(step, weight)
+            for name, weight in self._base_weights.items()
+        }
+
+    def _check_gates(self) -> None:
+        for name, rule in self.rules.items():
+            gate = rule.only_if
+            if gate is None:
+                continue
+            if gate not in self.functions or gate == name:
+                others = [other for other in self.functions if other != name]
+                raise ValueError(
+                    f"reward {name!r}: only_if = {gate!r} is no other reward of this run; "
+                    f"{'choose ' + ', '.join(others) if others else 'there is no other'}"
+                )
+            if self.rules[gate].only_if is not None:
+                raise ValueError(
+                    f"reward {name!r}: only_if = {gate!r} has a gate itself; name that one: "
+                    f"{self.rules[gate].only_if}"
+                )
+
+    # -- running
+
+    def _run(self, calls: Sequence[Call]) -> None:
+        """The plain functions run here, one after another, while the async ones wait elsewhere."""
+        waiting = [call for call in calls if is_async(call.function)]
+        futures = [self._submit(call.gather()) for call in waiting]
+        try:
+            for call in calls:
+                if call not in waiting:
+                    call.run()
+            for call, future in zip(waiting, futures, strict=True):
+                call.finish(self._result(call, future))
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
 
     def _submit(self, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
         """Run on a loop of our own, kept between batches: clients that functions cache stay usable,
@@ -162,8 +194,38 @@ class RewardSuite:
             threading.Thread(target=self._loop.run_forever, name="rewards", daemon=True).start()
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
-    def _collect(self, calls: Sequence[_Call]) -> Scores:
-        by_name = {call.name: call.rewards for call in calls}
+    def _result(self, call: Call, future: Future[Any]) -> Any:
+        """What the async call gave; an error where it blocks the loop that should cancel it."""
+        if call.timeout_s is None:
+            return future.result()
+        try:
+            return future.result(call.timeout_s + _GRACE_S)
+        except TimeoutError:
+            self._loop = None  # its thread is stuck; it ends with the process
+            raise RewardError(
+                f"reward {call.name!r} overran timeout_s = {call.timeout_s:g} and cannot be "
+                "cancelled: it blocks where it should await; make it a plain function with "
+                "in_worker: true"
+            ) from None
+
+    def _count_lost(self, call: Call) -> None:
+        whole = bool(call.pieces) and all(piece.lost for piece in call.pieces)
+        self._lost_batches[call.name] = self._lost_batches[call.name] + 1 if whole else 0
+        if self._lost_batches[call.name] >= MAX_LOST_BATCHES:
+            raise RewardError(
+                f"reward {call.name!r} scored nothing in {MAX_LOST_BATCHES} batches in a row: each "
+                f"overran timeout_s = {call.timeout_s} or crashed; raise timeout_s, or mend it"
+            )
+
+    # -- adding up
+
+    def _collect(self, calls: Sequence[Call]) -> Scores:
+        given = {call.name: call.rewards for call in calls}
+        by_name = {}
+        for name, rewards in given.items():
+            rule = self.rules[name]
+            gates = given[rule.only_if] if rule.only_if is not None else [None] * len(rewards)
+            by_name[name] = list(map(rule.apply, rewards, gates))
         total: list[float | None] = []
         for row in zip(*by_name.values(), strict=True):
             parts = [
@@ -178,134 +240,25 @@ class RewardSuite:
             for key, values in call.metrics.items():
                 logged.setdefault(key, []).extend(values)
         metrics = {key: sum(values) / len(values) for key, values in logged.items()}
+        for call in calls:
+            metrics |= self._rule_metrics(call, given)
         return Scores(by_name, total, extra, metrics)
 
-
-class _Call:
-    """One function on one batch."""
-
-    def __init__(
-        self, name: str, function: RewardFunction, batch: dict[str, Any], trainer_state: Any
-    ) -> None:
-        self.name = name
-        self.function = function
-        self.batch = batch
-        self.trainer_state = trainer_state
-        self.rewards: list[float | None] = []
-        self.extra: dict[str, list[Any]] = {}
-        self.metrics: dict[str, list[float]] = {}
-        self.arguments = accepted_arguments(
-            function,
-            {
-                **batch,
-                "trainer_state": trainer_state,
-                "log_extra": self._log_extra,
-                "log_metric": self._log_metric,
-            },
-        )
-
-    def run(self) -> None:
-        self.finish(lambda: self.function(**self.arguments))
-
-    async def run_async(self) -> Any:
-        return await self.function(**self.arguments)
-
-    def finish(self, result: Callable[[], Any]) -> None:
-        """Take the function's result, or turn what went wrong into a RewardError."""
-        try:
-            values = result()
-        except Exception as error:
-            raise RewardError(self._describe(error)) from error
-        rows = len(self.batch["prompts"])
-        self.rewards = _check_rewards(self.name, values, rows)
-        for column, logged in self.extra.items():
-            if len(logged) != rows:
-                raise RewardError(
-                    f"reward {self.name!r}: log_extra({column!r}) got {len(logged)} values for "
-                    f"{rows} completions; give one per completion"
-                )
-
-    def _log_extra(self, column: str, values: Sequence[Any]) -> None:
-        self.extra.setdefault(column, []).extend(values)
-
-    def _log_metric(self, name: str, value: float) -> None:
-        self.metrics.setdefault(name, []).append(float(value))
-
-    def _describe(self, error: Exception) -> str:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        message = " ".join(str(error).split())
-        row = None if is_async(self.function) else self._failing_row(type(error))
-        where = "" if row is None else f" on row {row} (completion {self._excerpt(row)})"
-        return (
-            f"reward {self.name!r} raised {type(error).__name__}: {message}{where}, at "
-            f"{frame.filename}:{frame.lineno}; return None for a row that cannot be scored"
-        )
-
-    def _failing_row(self, kind: type[Exception]) -> int | None:
-        """The row that makes the function raise, by bisection: at most one more batch of work."""
-        quiet = {"log_extra": lambda *_: None, "log_metric": lambda *_: None}
-        low, high = 0, len(self.batch["prompts"])
-
-        def raises(start: int, stop: int) -> bool:
-            part = {
-                key: value[start:stop] if key in self.batch else quiet.get(key, value)
-                for key, value in self.arguments.items()
-            }
-            try:
-                self.function(**part)
-            except kind:
-                return True
-            except Exception:
-                return False
-            return False
-
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if raises(low, middle) else (middle, high)
-        return low if high > low and raises(low, high) else None
-
-    def _excerpt(self, row: int) -> str:
-        text = repr(self.batch["completions"][row])
-        return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _check_rewards(name: str, values: Any, rows: int) -> list[float | None]:
-    if hasattr(values, "tolist"):  # a tensor or an array
-        values = values.tolist()
-    if not isinstance(values, Sequence) or isinstance(values, str | bytes):
-        raise RewardError(
-            f"reward {name!r} returned {_show(values)}, not a list; return one value for each of "
-            f"the {rows} completions"
-        )
-    if len(values) != rows:
-        raise RewardError(
-            f"reward {name!r} returned {len(values)} values for {rows} completions; return one for "
-            "each, None where a row cannot be scored"
-        )
-    return [_check_value(name, row, value) for row, value in enumerate(values)]
-
-
-def _check_value(name: str, row: int, value: Any) -> float | None:
-    if value is None:
-        return None
-    if hasattr(value, "item") and not isinstance(value, str | bytes):  # a number of torch or numpy
-        with contextlib.suppress(TypeError, ValueError, RuntimeError):
-            value = value.item()
-    if not isinstance(value, int | float):
-        raise RewardError(
-            f"reward {name!r}: row {row} is {_show(value)}, not a number; return a number, or None "
-            "for a row that cannot be scored"
-        )
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise RewardError(
-            f"reward {name!r}: row {row} is {number}; return a finite number, or None for a row "
-            "that cannot be scored"
-        )
-    return number
+    def _rule_metrics(
+        self, call: Call, given: Mapping[str, list[float | None]]
+    ) -> dict[str, float]:
+        rule, metrics = self.rules[call.name], {}
+        if rule.timeout_s is not None:
+            metrics["timeouts"] = float(call.count_lost("timeouts"))
+        if crashes := call.count_lost("crashes"):
+            metrics["crashes"] = float(crashes)
+        if rule.schedule:
+            metrics["weight"] = self.weights[call.name]
+        if rule.only_if is not None:
+            gates = given[rule.only_if]
+            shut = sum(gate is not None and gate <= 0 for gate in gates)
+            metrics["gated"] = shut / len(gates) if gates else 0.0
+        return {f"rewards/{call.name}/{key}": value for key, value in metrics.items()}
 
 
 def _unique_names(functions: Sequence[RewardFunction]) -> list[str]:
@@ -319,9 +272,3 @@ def _unique_names(functions: Sequence[RewardFunction]) -> list[str]:
             unique = f"{name}_{count}"
         names.append(unique)
     return names
-
-
-def _show(value: Any) -> str:
-    text = repr(value)
-    text = text if len(text) <= 60 else text[:57] + "..."
-    return f"{text} ({type(value).__name__})"

@@ -13,8 +13,8 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from .completion import completion_text
-from .compose import RewardFunction, accepted_arguments, is_async
 from .registry import load_reward
+from .signature import RewardFunction, accepted_arguments, is_async
 
 # open-r1's pattern; `^` is the start of the completion, as there
 _STEPS = re.compile(r"Step \d+:|^\d+\.|\n-|\n\*|First,|Second,|Next,|Finally,")

@@ -14,12 +14,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .compose import RESERVED, RewardFunction, RewardSuite
+from .compose import RewardSuite, Rule
+from .in_worker import InWorker
+from .signature import ONE_ROW, RESERVED, RewardFunction, is_async, reward_name
 
 # name: module of this folder and attribute in it; imported when asked for
 BUILTINS: dict[str, str] = {
     "exact_answer": "exact_answer:exact_answer",
     "exact_match": "exact_answer:exact_match",
+    "multiple_choice": "multiple_choice:multiple_choice",
+    "regex": "regex_match:RegexMatch",
+    "json_schema": "json_schema:JsonSchema",
+    "model_judge": "model_judge:ModelJudge",
     "math_answer": "math_answer:math_answer",
     "code_tests": "code_tests:code_tests",
     "countdown": "countdown:countdown",
@@ -52,7 +58,8 @@ def load_reward(name: str, kwargs: Mapping[str, Any] | None = None) -> RewardFun
         try:
             made = found(**kwargs)
         except Exception as error:
-            raise ValueError(f"reward {name!r}: {type(error).__name__}: {_line(error)}") from error
+            kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+            raise ValueError(f"reward {name!r}: {kind}{_line(error)}") from error
         if not callable(made):
             raise ValueError(
                 f"reward {name!r}: takes no completions and returned {made!r}, not a function"
@@ -62,10 +69,34 @@ def load_reward(name: str, kwargs: Mapping[str, Any] | None = None) -> RewardFun
 
 
 def load_rewards(specifications: Iterable[Any]) -> RewardSuite:
-    """A suite from a recipe's list of rewards: objects with `name`, `weight` and `kwargs`."""
-    specifications = list(specifications)
-    functions = [load_reward(one.name, one.kwargs) for one in specifications]
-    return RewardSuite(functions, [one.weight for one in specifications])
+    """A suite from a recipe's list of rewards: objects with the fields of `RewardConfig`."""
+    entries = list(specifications)
+    functions = [load_reward(one.name, one.kwargs) for one in entries]
+    # A gate may be named as in the recipe or as in the metrics.
+    logged = {one.name: reward_name(f) for one, f in zip(entries, functions, strict=True)}
+    rules = [_rule(one, logged) for one in entries]
+    functions = [_placed(f, one) for f, one in zip(functions, entries, strict=True)]
+    return RewardSuite(functions, [one.weight for one in entries], rules=rules)
+
+
+def _rule(entry: Any, logged: Mapping[str, str]) -> Rule:
+    gate, clip = getattr(entry, "only_if", None), getattr(entry, "clip", None)
+    return Rule(
+        timeout_s=getattr(entry, "timeout_s", None),
+        only_if=None if gate is None else logged.get(gate, gate),
+        clip=None if clip is None else (clip[0], clip[1]),
+        schedule={int(step): weight for step, weight in getattr(entry, "weights", {}).items()},
+    )
+
+
+def _placed(function: RewardFunction, entry: Any) -> RewardFunction:
+    """The function as it is, or to be run in a worker process where recipe or function ask it."""
+    asked = getattr(entry, "in_worker", False)
+    if not (asked or getattr(function, "cpu_heavy", False)):
+        return function
+    if is_async(function):
+        raise ValueError(f"reward {entry.name!r}: in_worker is for plain functions; it is async")
+    return InWorker(function, name=entry.name, kwargs=entry.kwargs)
 
 
 def _find(name: str) -> tuple[Any, str]:
@@ -172,7 +203,7 @@ def _check_kwargs(name: str, found: Callable[..., Any], kwargs: Mapping[str, Any
     options = [
         key
         for key, parameter in parameters.items()
-        if key not in RESERVED
+        if key not in (*RESERVED, *ONE_ROW.values())
         and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     ]
     hides = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
@@ -190,7 +221,8 @@ def _is_factory(found: Callable[..., Any]) -> bool:
         return False
     parameters = inspect.signature(found).parameters.values()
     reads = any(
-        parameter.kind is parameter.VAR_KEYWORD or parameter.name in RESERVED[:3]
+        parameter.kind is parameter.VAR_KEYWORD
+        or parameter.name in (*RESERVED[:3], *ONE_ROW.values())
         for parameter in parameters
     )
     return not reads

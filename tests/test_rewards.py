@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from thinkrl.rewards.compose import RewardError, RewardSuite, is_async, reward_name
+from thinkrl.rewards.compose import RewardSuite
 from thinkrl.rewards.exact_answer import (
     exact_answer,
     exact_match,
@@ -23,6 +23,7 @@ from thinkrl.rewards.exact_answer import (
     last_boxed,
 )
 from thinkrl.rewards.registry import BUILTINS, load_reward, load_rewards
+from thinkrl.rewards.signature import RewardError, is_async, reward_name
 
 PROMPTS = ["a", "b", "c", "d"]
 COMPLETIONS = ["1", "22", "333", "4444"]
@@ -339,7 +340,7 @@ def test_a_function_that_takes_any_keyword_takes_any_option(plugin):
 
 
 def test_every_built_in_of_this_folder_loads():
-    others = {"math_answer", "code_tests"}  # their own tests load them
+    others = {"math_answer", "code_tests", "model_judge"}  # their own tests load them
     for name in BUILTINS.keys() - others:
         assert reward_name(load_reward(name)) == name
 
