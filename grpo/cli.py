@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
+from .launch import asked_of_accelerate, launch, launched
 from .recipe import load_recipe
 from .schema import ConfigError, explain
 
@@ -71,6 +72,9 @@ def train(argv: Sequence[str], *, stage: str | None = None) -> int:
         metavar="RUN_DIR",
         help="go on with the newest run of the recipe, or with the given one",
     )
+    parser.add_argument(
+        "--processes", type=int, metavar="N", help="train in N processes of this machine"
+    )
     parser.add_argument("--dry-run", action="store_true", help="load all, run one step, stop")
     parser.add_argument("--explain", metavar="KEY", help="document a setting or a section")
     parser.add_argument("--quiet", action="store_true", help="print only the run folder")
@@ -82,6 +86,11 @@ def train(argv: Sequence[str], *, stage: str | None = None) -> int:
     if stage is not None:
         recipe = dataclasses.replace(recipe, name=f"{recipe.name}-{stage}", stages=(stage,))
     words = ["thinkrl", stage or "train", args.recipe, *args.overrides]
+    processes = asked_of_accelerate() if args.processes is None else args.processes
+    if processes < 1:
+        parser.error(f"--processes {processes}: at least 1")
+    if processes > 1 and not launched():
+        return launch(processes, [stage or "train", *argv])
 
     from .stages import Options, run_recipe
 

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..models.adapters import base_model, has_lora, merged_state
+from ..models.adapters import base_model, has_lora, load_lora, merged_state
 from ..models.checkpoint import load_checkpoint, write_checkpoint
 from . import checkpoint as ckpt
 from .batch import MicroBatch, Sample, collate, micro_batches, shard
@@ -30,6 +29,8 @@ from .optim import learning_rate, make_optimizer
 from .policy import CausalPolicy
 from .terminal import RunDisplay
 from .tracking import RunFolder
+
+_SAME_SIGNAL_S = 1.0  # a terminal and a launcher may both pass on one Ctrl-C
 
 LossOf = Callable[[MicroBatch], tuple[Tensor, Metrics]]
 
@@ -70,7 +71,7 @@ class Stage:
         self.num_tokens = 0
         self.best: float | None = None
         self.seconds: dict[str, float] = {}
-        self._stop = False
+        self._stop_asked: float | None = None
 
     # -- the loop -------------------------------------------------------------------------------
 
@@ -82,12 +83,12 @@ class Stage:
         """
         self._start(resume)
         metrics: dict[str, float] = {}
-        with self._interruptible():
+        with self._interruptible(), self._explained():
             if self.step == 0:
                 self.evaluate()
             while self.step < self.config.max_steps:
                 started = time.perf_counter()
-                metrics = self._guarded_step()
+                metrics = self.train_step()
                 self._log(metrics, seconds=time.perf_counter() - started)
                 self._after_step()
         self.accelerator.wait_for_everyone()
@@ -193,12 +194,18 @@ class Stage:
             "a smaller max_grad_norm or dtype float32 are the usual remedies"
         )
 
-    def _guarded_step(self) -> dict[str, float]:
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn what a user can mend into one line."""
         try:
-            return self.train_step()
-        except torch.OutOfMemoryError as error:
+            yield
+        except FloatingPointError as error:
+            raise RunError(f"step {self.step + 1}: {error}") from error
+        except RuntimeError as error:
+            if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+                raise
             raise RunError(
-                f"step {self.step + 1}: out of GPU memory; lower micro_batch_tokens (now "
+                f"step {self.step + 1}: out of memory; lower micro_batch_tokens (now "
                 f"{self.config.micro_batch_tokens}) or rollout.max_batch_size, or set "
                 "model.gradient_checkpointing=true"
             ) from error
@@ -263,7 +270,7 @@ class Stage:
         score = None
         if done or (config.eval_steps and self.step % config.eval_steps == 0):
             score = self.evaluate()
-        stop = any_process(self._stop)
+        stop = any_process(self._stop_asked is not None)
         if done or stop or (config.save_steps and self.step % config.save_steps == 0):
             self.save(score)
         if stop and not done:
@@ -297,7 +304,7 @@ class Stage:
     def _restore(self, path: Path) -> None:
         counters = ckpt.read_state(path)
         if has_lora(self.model):
-            _load_lora(self.model, path)
+            load_lora(self.model, path)
         else:
             plain = base_model(self.model)
             plain.load_state_dict(load_checkpoint(path, dtype=plain.head_weight.dtype).state_dict())
@@ -321,10 +328,12 @@ class Stage:
         """The first Ctrl-C or SIGTERM ends the run after the current step; the second at once."""
 
         def ask(signum: int, frame: Any) -> None:
-            if self._stop:
+            if self._stop_asked is None:
+                self._stop_asked = time.monotonic()
+                text = f"finishing step {self.step + 1}, then saving; again to stop at once"
+                self.display.note(text)
+            elif time.monotonic() - self._stop_asked > _SAME_SIGNAL_S:
                 raise KeyboardInterrupt
-            self._stop = True
-            self.display.note(f"finishing step {self.step + 1}, then saving; again to stop at once")
 
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -335,12 +344,6 @@ class Stage:
         finally:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
-
-
-def _load_lora(model: nn.Module, folder: Path) -> None:
-    from peft import set_peft_model_state_dict
-
-    set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
 
 
 def _is_plain(value: Any) -> bool:

@@ -192,6 +192,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(0) if cuda else cpu_name(),
         "devices": torch.cuda.device_count() if cuda else 0,
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "cpu_threads": torch.get_num_threads(),
         "cuda": torch.version.cuda if cuda else None,
         "commit": git_commit(Path(__file__).resolve().parent.parent),
