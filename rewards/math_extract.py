@@ -249,8 +249,8 @@ def _spellings(rest: str) -> tuple[str, ...]:
     display = re.match(r"(?:\$\$|\\\[)\s*(.+?)\s*(?:\$\$|\\\])", rest, re.S)
     if display:
         return (display[1].strip(),)
-    end = _SENTENCE_END.search(rest)
-    sentence = rest[: end.start()] if end else rest
+    ends = (m.start() for m in _SENTENCE_END.finditer(rest))
+    sentence = rest[: next((end for end in ends if _balanced(rest[:end])), len(rest))]
     sentence = sentence.strip(" \t*_")
     found = [sentence]
     reason = _REASON.search(sentence)
@@ -260,6 +260,11 @@ def _spellings(rest: str) -> tuple[str, ...]:
     if len(segments) == 1 and not _DOUBT.search(_SEGMENT.sub(" ", found[-1])):
         found.append(segments[0])
     return tuple(dict.fromkeys(s for s in found if s))
+
+
+def _balanced(text: str) -> bool:
+    """Whether a piece of text ends outside braces."""
+    return text.count("{") == text.count("}")
 
 
 def _segments(text: str) -> list[str]:

@@ -15,6 +15,7 @@ _WRAPPERS = re.compile(
     r"\\(?:text|mbox|textbf|textit|textrm|textnormal|mathrm|mathbf|mathsf|textsf|hbox|operatorname|boldsymbol"
     r"|underline|textup|emph|bf|rm|it)\b\s*\{([^{}]*)\}"
 )
+_DISPLAY = re.compile(r"\A\\(?:displaystyle|textstyle|large|Large)\b")
 _SPACES = re.compile(r"\\[!,;: ]|~|\\quad|\\qquad|\s+")
 _PLAIN_NUMBER = re.compile(
     r"[+-]?(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?)\.?\Z"
@@ -103,7 +104,7 @@ def clean(text: str) -> str:
         text = re.sub(r"['\"]", "", text)  # a Python list of strings
     for _ in range(6):
         before = text
-        text = text.strip().strip("`").strip()
+        text = _DISPLAY.sub("", text.strip().strip("`")).strip()
         for mark in ("***", "**", "__", "*", "$$"):
             if len(text) > 2 * len(mark) and text.startswith(mark) and text.endswith(mark):
                 if not (mark == "*" and "*" in text[1:-1]):

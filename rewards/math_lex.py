@@ -279,9 +279,9 @@ class _Lexer:
                 return closing_brace(text, open_at) + 1
             return end if name == "phantom" else open_at + 1
         if name in _STYLE:
+            if name in ("left", "right"):
+                return end + 1 if text[end : end + 1] == "." else end
             self.spaced = True
-            if name in ("left", "right") and text[end : end + 1] == ".":
-                return end + 1
         elif name in FUNCTIONS and name not in ("sqrt", "cbrt", "binomial"):
             self.add("fn", name)
         elif name in CONSTANTS:
