@@ -30,6 +30,7 @@ usage: thinkrl COMMAND ...
   train RECIPE [key=value ...]   run a recipe: a name from `thinkrl recipes`, or a YAML file
   sft RECIPE [key=value ...]     its supervised stage alone
   eval RECIPE|RUN [key=value ..] score a checkpoint on the held-out rows
+  score --reward NAME ...        any reward over recorded completions, with explanations
   recipes                        what the shipped recipes find out, and on what hardware
   init [FOLDER]                  write a recipe and a reward function to start from
   doctor                         versions, devices and what is missing
@@ -125,6 +126,38 @@ def evaluate(argv: Sequence[str]) -> int:
     return 0
 
 
+def score(argv: Sequence[str]) -> int:
+    """`thinkrl score`: any reward over recorded completions."""
+    parser = _parser("score", "score the rows of a file: .jsonl, .parquet or .csv, by the ending")
+    parser.add_argument(
+        "--reward",
+        required=True,
+        metavar="NAME",
+        help="built-in, module:function, file.py:function",
+    )
+    parser.add_argument(
+        "--input",
+        required=True,
+        metavar="ROWS",
+        help="completion, perhaps prompt, and what the reward asks for (answer may be called gold)",
+    )
+    parser.add_argument(
+        "--output", required=True, metavar="ROWS", help="the rows with reward, explanation, error"
+    )
+    parser.add_argument("--kwargs", nargs="*", default=[], metavar="key=value", help="its options")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    args = parser.parse_args(argv)
+
+    from .score import parse_kwargs, score_file
+
+    kwargs = parse_kwargs(args.kwargs)
+    tally = score_file(args.reward, args.input, args.output, kwargs=kwargs, quiet=args.quiet)
+    print(tally.summary())
+    if alarm := tally.alarm():
+        print(f"thinkrl: warning: {alarm}", file=sys.stderr)
+    return 0
+
+
 def recipes(argv: Sequence[str]) -> int:
     """`thinkrl recipes`: what is shipped."""
     _parser("recipes", "list the shipped recipes").parse_args(argv)
@@ -162,6 +195,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "sft": sft,
     "eval": evaluate,
+    "score": score,
     "recipes": recipes,
     "init": init,
     "doctor": doctor,

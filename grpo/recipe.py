@@ -214,16 +214,21 @@ def _anchor(text: Any, folder: Path) -> Any:
     return f"{beside.resolve()}{colon}{function}" if beside.exists() else text
 
 
+def parse_value(text: str) -> Any:
+    """What stands after `key=` on the command line: YAML, or plain text where it is none."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError):  # a Jinja template, say
+        return text
+
+
 def _override_layer(override: str, merged: dict[str, Any]) -> dict[str, Any]:
     """`a.b=value` as a nested mapping; a number in the path indexes a list (rewards.0.weight)."""
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
         raise ConfigError(f"override {override!r}: write key.path=value")
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError):  # a Jinja template, say: plain text
-        value = text
+    value = parse_value(text)
     current = _merge(as_mapping(Recipe()), merged)
     return _nest(parts, value, current, override)
 

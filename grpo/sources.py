@@ -14,6 +14,22 @@ from typing import Any
 from .tasks import TASKS, Row
 
 
+def stream_rows(place: str) -> Iterator[Row]:
+    """The rows of a file, by its ending, one after another; errors name the line or row."""
+    path = Path(os.path.expandvars(place)).expanduser()
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise ValueError(f"{place}: files of rows end in {', '.join(_READERS)}")
+    if not path.is_file():
+        raise ValueError(_no_file(place, path))
+    try:
+        yield from reader(path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place}: not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise ValueError(f"{place}: {(error.strerror or 'cannot be read').lower()}") from None
+
+
 def read_rows(place: str, *, split: str = "train", limit: int | None = None) -> list[Row]:
     """The rows of a file (by its ending), a folder or a hub dataset, at most `limit` of them.
 
@@ -21,26 +37,22 @@ def read_rows(place: str, *, split: str = "train", limit: int | None = None) -> 
     `openai/gsm8k:main`.
     """
     path = Path(os.path.expandvars(place)).expanduser()
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        return _read_hub(place, path, split, limit)
-    if not path.is_file():
-        raise ValueError(_no_file(place, path))
-    try:
-        return list(itertools.islice(reader(path), limit))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{place}: not UTF-8 text (byte {error.start})") from None
-    except OSError as error:
-        raise ValueError(f"{place}: {(error.strerror or 'cannot be read').lower()}") from None
+    if path.suffix.lower() in _READERS:
+        return list(itertools.islice(stream_rows(place), limit))
+    return _read_hub(place, path, split, limit)
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode("utf-8-sig"))
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{path} line {number}: not UTF-8 text (byte {error.start})"
+                ) from None
             except (json.JSONDecodeError, RecursionError) as error:
                 reason = getattr(error, "msg", "nested too deeply")
                 raise ValueError(f"{path} line {number}: malformed JSON: {reason}") from None

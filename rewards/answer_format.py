@@ -31,30 +31,51 @@ def is_think_format(
     <answer> pair and nothing else; without, it is bare text, or ends in one closed <answer> pair.
     A truncated completion passes if it was already complete: a tag cut in half is not.
     """
+    fault = format_fault(completion, prompt=prompt, truncated=truncated, answer_tags=answer_tags)
+    return fault is None
+
+
+def format_fault(
+    completion: str, *, prompt: str = "", truncated: bool = False, answer_tags: bool = False
+) -> str | None:
+    """The rule of `is_think_format` that a completion breaks, in words, or None."""
     text = strip_end_markers(completion)
     if opens_thinking(prompt):
         text = OPEN + text
     text = text.lstrip()
-    if not text.startswith(OPEN) or text.count(OPEN) != 1 or text.count(CLOSE) != 1:
-        return False
+    if not text.startswith(OPEN):
+        return f"does not start with {OPEN}"
+    for tag in (OPEN, CLOSE):
+        if text.count(tag) != 1:
+            return f"{tag} stands {text.count(tag)} times, not once"
     thinking, _, answer = text[len(OPEN) :].partition(CLOSE)
     answer = answer.strip()
     if truncated and _ends_in_half_tag(answer):
-        return False
-    return bool(thinking.strip()) and _is_answer(answer, answer_tags)
+        return "cut off inside a tag"
+    if not thinking.strip():
+        return "the thinking is empty"
+    return _answer_fault(answer, answer_tags)
 
 
-def _is_answer(answer: str, answer_tags: bool) -> bool:
+def _answer_fault(answer: str, answer_tags: bool) -> str | None:
     opened, closed = answer.count(ANSWER_OPEN), answer.count(ANSWER_CLOSE)
-    if _half_tags(answer) or opened > 1 or opened != closed:
-        return False
+    if _half_tags(answer):
+        return "an answer tag without its >"
+    if opened > 1 or opened != closed:
+        return f"{ANSWER_OPEN} stands {opened} times and {ANSWER_CLOSE} {closed} times"
     if opened == 0:
-        return bool(answer) and not answer_tags
+        if not answer:
+            return "the answer is empty"
+        return f"no {ANSWER_OPEN} pair" if answer_tags else None
     before, _, rest = answer.partition(ANSWER_OPEN)
     inside, pair_closes, after = rest.partition(ANSWER_CLOSE)
-    if not pair_closes or not inside.strip() or after:
-        return False
-    return not (answer_tags and before)
+    if not pair_closes:
+        return f"{ANSWER_CLOSE} stands before {ANSWER_OPEN}"
+    if not inside.strip():
+        return "the answer is empty"
+    if after:
+        return f"text after {ANSWER_CLOSE}"
+    return f"text before {ANSWER_OPEN}" if answer_tags and before else None
 
 
 def _half_tags(answer: str) -> bool:

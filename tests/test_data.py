@@ -145,7 +145,7 @@ def test_malformed_files_name_the_place(tmp_path, name, content, message):
 
 def test_a_file_that_is_not_text(tmp_path):
     (tmp_path / "x.jsonl").write_bytes(b'{"a": "\xff\xfe"}\n')
-    with pytest.raises(ValueError, match=r"x.jsonl: not UTF-8 text"):
+    with pytest.raises(ValueError, match=r"x.jsonl line 1: not UTF-8 text"):
         read_rows(str(tmp_path / "x.jsonl"))
 
 
