@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ import yaml
 from safetensors.torch import load_file
 
 # Cycles of 2 x 2 optimizer steps, a checkpoint every 3: most lie inside a cycle.
-RECIPE = {
+RECIPE: dict[str, Any] = {
     "stages": ["sft", "grpo"],
     "cpu_threads": 1,
     "model": {"path": "llama-tiny", "tokenizer": "char"},
@@ -95,42 +96,64 @@ def stable_rows(run: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if not k.startswith(clock)} for row in rows]
 
 
-@pytest.mark.parametrize("lora", [False, True])
-def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, lora: bool) -> None:
-    recipe = tmp_path / "small.yaml"
-    model = {**RECIPE["model"], "lora": {"rank": 4, "dropout": 0.1}} if lora else RECIPE["model"]
-    recipe.write_text(yaml.safe_dump({**RECIPE, "model": model}))
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    finish(start(recipe, whole))
-    sft = broken / "stages" / "1-sft"
-    kill_when(start(recipe, broken), logged(sft, 4))  # past the stage's first checkpoint
-    kill_when(start(recipe, broken, "--resume"), logged(broken, 2))  # before any checkpoint
-    kill_when(start(recipe, broken, "--resume"), saving(broken, 3))
-    kill_when(start(recipe, broken, "--resume"), logged(broken, 8))  # inside the second cycle
-    kill_when(start(recipe, broken, "--resume"), logged(broken, 10))
-    finish(start(recipe, broken, "--resume"))
-    expected, found = weights(whole), weights(broken)
+def same(run: Path, whole: Path) -> None:
+    """The same final weights to the last bit, the same metrics, rollouts for the same steps."""
+    expected, found = weights(whole), weights(run)
     assert expected.keys() == found.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
-    assert stable_rows(broken) == stable_rows(whole)
-    names = [sorted(p.name for p in (run / "rollouts").iterdir()) for run in (whole, broken)]
+    assert stable_rows(run) == stable_rows(whole)
+    names = [sorted(p.name for p in (r / "rollouts").iterdir()) for r in (whole, run)]
     assert names[0] == names[1]
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
-    recipe = tmp_path / "small.yaml"
-    recipe.write_text(yaml.safe_dump(RECIPE))
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "small.yaml"
+    path.write_text(yaml.safe_dump(RECIPE))
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(recipe: Path) -> Path:
+    """The run that is left alone."""
+    run = recipe.with_name("whole")
+    finish(start(recipe, run))
+    return run
+
+
+def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, recipe: Path, whole: Path) -> None:
+    run = tmp_path / "broken"
+    sft = run / "stages" / "1-sft"
+    kill_when(start(recipe, run), logged(sft, 4))  # past the stage's first checkpoint
+    kill_when(start(recipe, run, "--resume"), logged(run, 2))  # before any checkpoint
+    kill_when(start(recipe, run, "--resume"), saving(run, 3))
+    kill_when(start(recipe, run, "--resume"), logged(run, 8))  # inside the second cycle
+    finish(start(recipe, run, "--resume"))
+    same(run, whole)
+
+
+def test_adapters_and_dropout_resume_too(tmp_path: Path) -> None:
+    recipe = tmp_path / "lora.yaml"
+    model = {**RECIPE["model"], "lora": {"rank": 4, "dropout": 0.1}}
+    recipe.write_text(yaml.safe_dump({**RECIPE, "model": model}))
+    whole, run = tmp_path / "whole", tmp_path / "broken"
     finish(start(recipe, whole))
-    process = start(recipe, stopped)
+    kill_when(start(recipe, run), logged(run, 7))
+    finish(start(recipe, run, "--resume"))
+    same(run, whole)
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path, recipe: Path, whole: Path) -> None:
+    run = tmp_path / "stopped"
+    process = start(recipe, run)
     until = time.monotonic() + 120
-    while not logged(stopped, 4)():
+    while not logged(run, 4)():
         assert process.poll() is None and time.monotonic() < until
         time.sleep(0.002)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "--resume" in stderr and "Traceback" not in stderr
-    assert (stopped / "checkpoints" / "latest" / "trainer_state" / "state.json").is_file()
-    finish(start(recipe, stopped, "--resume"))
-    assert all(torch.equal(weights(stopped)[name], t) for name, t in weights(whole).items())
+    assert (run / "checkpoints" / "latest" / "trainer_state" / "state.json").is_file()
+    finish(start(recipe, run, "--resume"))
+    same(run, whole)
