@@ -57,7 +57,8 @@ class RowScorer:
             try:
                 self._suite.score([], [], [], {key: [] for key in self.needs})
             except RewardError as error:
-                raise ValueError(f"reward {name!r}: {error.__cause__ or error}") from error
+                if not isinstance(error.__cause__, RewardError):  # a column that its verifier needs
+                    raise ValueError(f"reward {name!r}: {error.__cause__ or error}") from error
 
     def close(self) -> None:
         """End what async rewards run on."""
@@ -113,7 +114,7 @@ class RowScorer:
         names = dict.fromkeys(key for row in rows for key in row if key != "completion")
         columns = {name: [row.get(name) for row in rows] for name in names}
         for name, alias in ALIASES.items():
-            if name in self.needs:
+            if alias in columns:
                 columns[name] = [row[name] if name in row else row.get(alias) for row in rows]
         columns["prompt"] = [prompt or "" for prompt in columns.get("prompt", [""] * len(rows))]
         return columns
@@ -165,13 +166,19 @@ def _code_tests(
     completions: Sequence[Any], columns: Mapping[str, list[Any]], kwargs: Mapping[str, Any]
 ) -> list[Scored]:
     """Every test is run, so that the explanation tells of all; the reward is code_tests' own."""
+    from .code_formats import read_tests
     from .code_tests import run_batch
 
     settings = dict(kwargs)
     fraction = settings.pop("mode", "all") == "fraction"
-    held = [i for i, tests in enumerate(columns["tests"]) if tests is not None]
+    held, scored = [], [Scored(None, error="the row has no tests") for _ in completions]
+    for i, tests in enumerate(columns["tests"]):
+        try:
+            if tests is not None and read_tests(tests):
+                held.append(i)
+        except ValueError as error:
+            scored[i] = Scored(None, error=_reason(error))
     pairs = [(completion_text(completions[i]), columns["tests"][i]) for i in held]
-    scored = [Scored(None, error="the row has no tests") for _ in completions]
     for i, result in zip(held, run_batch(pairs, **settings), strict=True):
         statuses = {result.status, *(case.status for case in result.cases if fraction)}
         if "sandbox_error" in statuses:
