@@ -13,7 +13,7 @@ _FENCE = re.compile(r"^([ \t>]*)(`{3,}|~{3,})[ \t]*([^\s`]*)[^\n`]*$")
 _INLINE_FENCE = re.compile(r"```(?:python3?\b|py\b)?([^`\n]+)```")
 _ANSWER = re.compile(r"<answer>|</answer>")
 _CODE_LINE = re.compile(
-    r"[ \t]*(?:(?:async[ \t]+)?def[ \t]+\w+|class[ \t]+\w+[ \t]*[(:]|import[ \t]+\w"
+    r"(?:(?:async[ \t]+)?def[ \t]+\w+|class[ \t]+\w+[ \t]*[(:]|import[ \t]+\w"
     r"|from[ \t]+[\w.]+[ \t]+import\b|@\w|return\b|(?:for|while|if|elif|with)\b.*:"
     r"|(?:else|try|finally):|raise\b"
     r"|[\w.\[\], \t*]+[-+*/%&|^]?=[^=]|[\w.]+\(.*\)?|pass\b|global\b|assert\b|lambda\b|yield\b)"
@@ -48,7 +48,7 @@ def _blocks(text: str) -> list[_Block]:
 
 
 def _looks_like_code(text: str) -> bool:
-    return any(_CODE_LINE.match(line) for line in text.split("\n"))
+    return any(_CODE_LINE.match(line.strip()[:200]) for line in text.split("\n"))
 
 
 def _is_python(block: _Block) -> bool:

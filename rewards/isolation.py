@@ -71,7 +71,7 @@ def interpreter() -> Interpreter:
     executable = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
     command = [executable, *_PYTHON_FLAGS, "-c", _PROBE]
     found = json.loads(subprocess.run(command, capture_output=True, check=True, env={}).stdout)
-    links = {"/dev/fd": "/proc/self/fd"}
+    links = {"/dev/fd": "/proc/self/fd", "/dev/shm": "/tmp"}
     links |= {f"/dev/{name}": f"/proc/self/fd/{i}" for i, name in enumerate(_STREAMS)}
     visible = [executable, *found["stdlib"], *found["libraries"]]
     for path in ("/lib", "/lib64", "/usr/lib64"):
@@ -147,7 +147,8 @@ class Launcher:
         for capability in capabilities:
             words += ["--cap-add", capability]
         # Parents that bubblewrap makes by itself are closed to other users.
-        parents = {parent for path in python.visible for parent in Path(path).parents}
+        inside = [*python.visible, f"{_APP}/x", "/dev/x"]
+        parents = {parent for path in inside for parent in Path(path).parents}
         for parent in sorted(map(str, parents - {Path("/")})):
             words += ["--dir", parent]
         for path in python.visible:

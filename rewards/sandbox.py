@@ -33,7 +33,7 @@ from .zygote_protocol import CANCELLED, OUT_OF_MEMORY, OUT_OF_TIME, REPLY
 
 OUTPUT_BYTES = 16 << 20
 _START_S, _GRACE_S = 30.0, 15.0
-_PATIENCE = 2.5  # a program that the machine kept waiting may take this many times its wall time
+_PATIENCE = 2.0  # a program that the machine kept waiting may take this many times its wall time
 _Result = TypeVar("_Result")
 
 
@@ -162,7 +162,7 @@ class Slot:
             raise SandboxLost(f"no word from the sandbox: {error}") from error
         finally:
             self._drop_streams()
-        fate = _fate(status, cause, peak_bytes, stderr, self._limits)
+        fate = _fate(status, cause, wall_s, peak_bytes, stderr, self._limits)
         if max(len(stdout), len(stderr)) >= OUTPUT_BYTES and fate != "memory_limit":
             fate = "output_limit"
         return Outcome(fate, stdout, stderr, b"".join(result), wall_s, peak_bytes / (1 << 20))
@@ -199,7 +199,9 @@ class Slot:
 _SLOTS: weakref.WeakSet[Slot] = weakref.WeakSet()
 
 
-def _fate(status: int, cause: bytes, peak_bytes: int, stderr: bytes, limits: Limits) -> str:
+def _fate(
+    status: int, cause: bytes, wall_s: float, peak_bytes: int, stderr: bytes, limits: Limits
+) -> str:
     """Say how a run ended from what the zygote saw."""
     if cause == OUT_OF_TIME:
         return "time_limit"
@@ -208,11 +210,12 @@ def _fate(status: int, cause: bytes, peak_bytes: int, stderr: bytes, limits: Lim
     if cause == OUT_OF_MEMORY or peak_bytes > limits.memory_mb << 20:
         return "memory_limit"
     code = os.waitstatus_to_exitcode(status)
-    by_signal = {-signal.SIGXCPU: "time_limit", -signal.SIGXFSZ: "output_limit"}
-    # A SIGKILL that is not ours is the kernel's, for want of memory.
-    by_signal[-signal.SIGKILL] = "memory_limit"
-    if code < 0:
-        return by_signal.get(code, "crashed")
+    if code == -signal.SIGXFSZ:
+        return "output_limit"
+    if code == -signal.SIGXCPU or (code == -signal.SIGKILL and wall_s >= limits.wall_s):
+        return "time_limit"
+    if code == -signal.SIGKILL and peak_bytes > limits.memory_mb << 19:
+        return "memory_limit"  # not killed by us but by the kernel, for want of memory
     if code > 0 and stderr[-2000:].strip().split(b"\n")[-1].startswith(b"MemoryError"):
         return "memory_limit"
     return "crashed" if code else "ended"
@@ -330,6 +333,7 @@ class Pool:
 
 _CANARY = """
 import colorsys, ctypes, json, os, socket, uuid
+open("/dev/null").close()
 def attempt(name, action):
     try:
         action()

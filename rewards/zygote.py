@@ -20,6 +20,7 @@ import resource
 import select
 import shutil
 import signal
+import site
 import socket
 import sys
 import time
@@ -262,6 +263,8 @@ def main(config: dict[str, Any]) -> NoReturn:
     for name, module in list(sys.modules.items()):  # a program's own modules may have these names
         if os.path.dirname(getattr(module, "__file__", None) or "/") == here:
             del sys.modules[name]
+    for add_names in (site.setquit, site.setcopyright, site.sethelper):
+        add_names()  # what a start without -S would have done
     os.environ.clear()
     os.chdir(config["scratch"])
     sys.set_int_max_str_digits(0)
