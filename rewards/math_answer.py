@@ -1,8 +1,8 @@
 """The maths reward: does the final answer of a completion equal the gold answer?
 
-`verify` says yes or no, `explain` says why, `math_answer` is the reward function with TRL's signature.
-Safe from any thread, process or event loop: no signals, no evaluation of text, costs bounded before
-they are paid. The policies of comparison are listed in math_compare.
+`verify` says yes or no, `explain` says why, `math_answer` is the reward function with TRL's
+signature. Safe from any thread, process or event loop: no signals, no evaluation of text, costs
+bounded before they are paid. The policies of comparison are listed in math_compare.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def verify(
 ) -> bool:
     """Whether the final answer of `completion` equals `gold`, or one of a list of alternatives.
 
-    Options: `rounding=k` accepts the gold rounded to the decimals that the answer shows, k at least;
-    `options` = the texts of a multiple-choice question (list, or dict by letter), which then count as
-    their letters; `unevaluated=True` accepts a sum, integral or limit for its value.
-    Raises ValueError when the gold cannot be read or an option is unknown.
+    Options: `rounding=k` accepts the gold rounded to the decimals that the answer shows, k at
+    least; `options` = the texts of a multiple-choice question (list, or dict by letter), which
+    then count as their letters; `unevaluated=True` accepts a sum, integral or limit for its
+    value. Raises ValueError when the gold cannot be read or an option is unknown.
     """
     return bool(explain(completion, gold, timeout_s=timeout_s, **options)["correct"])
 
@@ -42,7 +42,8 @@ def explain(
     """The verdict with its grounds.
 
     Keys: correct, status ("matched", "different", "no_answer", "timeout"), rule (what matched),
-    source (where the answer stood), extracted, answer_read, gold_read. Raises ValueError as `verify`.
+    source (where the answer stood), extracted, answer_read, gold_read. Raises ValueError as
+    `verify`.
     """
     unknown = set(options) - OPTIONS
     if unknown:
@@ -91,8 +92,8 @@ def math_answer(
 ) -> list[float | None]:
     """1.0 for a right final answer, 0.0 for another or none, None where the gold cannot be read.
 
-    `completions` are strings or lists of messages; `answer` is the column of golds. Options of `verify`
-    may be given as keyword arguments; a column `options` holds the choices of each row.
+    `completions` are strings or lists of messages; `answer` is the column of golds. Options of
+    `verify` may be given as keyword arguments; a column `options` holds the choices of each row.
     """
     log_extra = kwargs.get("log_extra")
     settings = {

@@ -6,10 +6,11 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from .math_lex import Unreadable
+from .math_nodes import Node
 from .math_symbols import words
 
 if TYPE_CHECKING:
-    from .math_parse import Node, Parser
+    from .math_parse import Parser
 
 _ACCENTS = words(
     "overline bar hat vec widehat tilde overrightarrow widetilde dot ddot check breve "
@@ -45,9 +46,8 @@ def read_function(parser: Parser) -> Node:
         and base is None
         and parser.kind == "num"
         and not parser.tokens[parser.pos].spaced
-    ):
-        if parser.peek(1).value == "(":
-            base = parser.tex_argument(whole=True)
+    ) and parser.peek(1).value == "(":
+        base = parser.tex_argument(whole=True)
     if power == ("num", Fraction(-1)) and name in _INVERSE:
         name, power = _INVERSE[name], None
     if name == "exp":
@@ -76,7 +76,9 @@ def _function_power(parser: Parser) -> Node:
 
 
 def _argument(parser: Parser) -> tuple[Node, ...]:
-    """What a function is applied to: brackets, or the product that follows up to the next function."""
+    """What a function is applied to: brackets, or the product that follows up to the next
+    function.
+    """
     if parser.is_op("("):
         return parser.arguments()
     if parser.is_op("{"):
@@ -294,7 +296,9 @@ def _sum(parser: Parser, kind: str) -> Node:
 
 
 def _integral(parser: Parser, kind: str) -> Node:
-    """`\\int_a^b f(x)\\,dx`; the d and its variable may stand in a numerator only as a whole factor."""
+    """`\\int_a^b f(x)\\,dx`; the d and its variable may stand in a numerator only as a whole
+    factor.
+    """
     parser.enter()
     lower, upper = _bounds(parser)
     variable = _cut_differential(parser)
@@ -307,7 +311,7 @@ def _integral(parser: Parser, kind: str) -> Node:
 
 
 def _cut_differential(parser: Parser) -> str:
-    """Replace the first top-level `d x` that follows by one marker token and return its variable."""
+    """The variable of the next top-level `d x`, which becomes one marker token."""
     level = 0
     for at in range(parser.pos, len(parser.tokens) - 1):
         token, following = parser.tokens[at], parser.tokens[at + 1]

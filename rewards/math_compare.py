@@ -1,8 +1,9 @@
 """Whether two readings of answers mean the same: one rule per pair of types, each with a name.
 
-Policies (options loosen them): numbers are equal only if exactly equal as read; 25 % is 0.25, 1/4 and a
-bare 25; a missing unit is forgiven, units of one dimension convert, others are wrong; lists, sets and
-several solutions are multisets, brackets are ordered; `x = 3` is 3; digits in a base keep their base.
+Policies (options loosen them): numbers are equal only if exactly equal as read; 25 % is 0.25,
+1/4 and a bare 25; a missing unit is forgiven, units of one dimension convert, others are wrong;
+lists, sets and several solutions are multisets, brackets are ordered; `x = 3` is 3; digits in a
+base keep their base.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 from .math_equal import contains, differ_by_constant, proportional, same_value, variables
 from .math_eval import Budget, Inexact, NoValue, TooCostly, exact
 from .math_lex import Unreadable
-from .math_parse import Node
+from .math_nodes import Node
 from .math_regions import INFINITY, MINUS_INFINITY, Region, interval, order
 from .math_slow import encode, pool
 from .math_units import Unit
@@ -100,7 +101,7 @@ class Comparison:
             return False
 
     def slow(self, function: str, *nodes: Node) -> bool:
-        """A comparison by sympy in a worker process: sums, integrals, limits, rational equations."""
+        """A comparison by sympy in a worker: sums, integrals, limits, rational equations."""
         timeout_s = self.budget.deadline - time.monotonic() - KILL_S
         if timeout_s < 0.05:
             raise TooCostly("timeout")
@@ -124,7 +125,9 @@ class Comparison:
         return self.nodes(gold.node, answer.node) or self.rounded(gold.node, answer)
 
     def rounded(self, gold: Node, answer: Quantity) -> bool:
-        """With `rounding`: the answer is the gold rounded to the decimals it shows, at least that many."""
+        """With `rounding`: the answer is the gold rounded to the decimals it shows, at least
+        that many.
+        """
         if self.rounding is None or answer.decimals is None or answer.decimals < self.rounding:
             return False
         if variables(gold):
@@ -365,8 +368,8 @@ class Comparison:
         return "time" if _minutes(gold) == _minutes(answer) else ""
 
     def clock_ratio(self, gold: Clock | Ratio, answer: Clock | Ratio) -> str:
-        sides = [v if isinstance(v, Clock) else _ratio_clock(v) for v in (gold, answer)]
-        return self.clock(*sides) if all(isinstance(s, Clock) for s in sides) else ""  # type: ignore[arg-type]
+        left, right = (v if isinstance(v, Clock) else _ratio_clock(v) for v in (gold, answer))
+        return self.clock(left, right) if left is not None and right is not None else ""
 
     def ratio(self, gold: Ratio, answer: Ratio) -> str:
         if len(gold.terms) != len(answer.terms):
@@ -416,7 +419,9 @@ class Comparison:
 
 
 def _same_kind(unit: Unit, other: Unit) -> bool:
-    """`units` stands for any unit of its power; a noun may be written shorter (tickets, child ticket)."""
+    """`units` stands for any unit of its power; a noun may be written shorter (tickets, child
+    ticket).
+    """
     names = [dims[0][0] if len(dims) == 1 else "" for dims in (unit.dims, other.dims)]
     powers = [dims[0][1] if len(dims) == 1 else 0 for dims in (unit.dims, other.dims)]
     if "generic" in names and powers[0] == powers[1]:

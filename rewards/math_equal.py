@@ -1,4 +1,6 @@
-"""Whether two expression trees have the same value: exactly, then at random points at two precisions."""
+"""Whether two expression trees have the same value: exactly, then at random points at two
+precisions.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from .math_eval import (
     magnitude,
     numeric,
 )
-from .math_parse import Node
+from .math_nodes import Node
 from .math_symbols import words
 
 POINTS = 9

@@ -1,8 +1,10 @@
-"""The value of an expression tree: exact fractions where possible, else numbers at a chosen precision.
+"""The value of an expression tree: exact fractions where possible, else numbers at a chosen
+precision.
 
-Nothing is evaluated before its cost is bounded: sizes of powers and factorials, ranges of sums, the
-number of steps, and a deadline. Precision lives in a context per thread, so threads do not disturb
-each other. Equality of inexact values is relative, at two precisions, never by an absolute tolerance.
+Nothing is evaluated before its cost is bounded: sizes of powers and factorials, ranges of sums,
+the number of steps, and a deadline. Precision lives in a context per thread, so threads do not
+disturb each other. Equality of inexact values is relative, at two precisions, never by an
+absolute tolerance.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import Any
 
 from mpmath.ctx_mp import MPContext
 
-from .math_parse import Node
+from .math_nodes import Node
 from .math_symbols import words
 
 MAX_BITS = 120_000  # of an exact integer: 2006! has 19,000
@@ -193,7 +195,7 @@ def _integers(values: tuple[Fraction, ...]) -> list[int]:
 
 _EXACT_FUNCTIONS: dict[str, Callable[..., Fraction]] = {
     "root": _root,
-    "abs": abs,
+    "abs": lambda x: abs(x),
     "floor": lambda x: Fraction(x.numerator // x.denominator),
     "ceil": lambda x: Fraction(-(-x.numerator // x.denominator)),
     "factorial": lambda n: Fraction(factorial(_whole(n, 8000))),
@@ -201,8 +203,8 @@ _EXACT_FUNCTIONS: dict[str, Callable[..., Fraction]] = {
     "binomial": _binomial,
     "gcd": lambda *values: Fraction(gcd(*_integers(values))),
     "lcm": lambda *values: Fraction(lcm(*_integers(values))),
-    "max": max,
-    "min": min,
+    "max": lambda *values: max(values),
+    "min": lambda *values: min(values),
     "sign": lambda x: Fraction((x > 0) - (x < 0)),
     "conjugate": lambda x: x,
 }
@@ -219,7 +221,7 @@ _EXACT: dict[str, Callable[[Node, Env, Budget], Fraction]] = {
 
 
 def based_value(digits: str, base: int) -> Fraction:
-    """The value of digits in a base, also with a point; NoValue when a digit is too large for it."""
+    """The value of digits in a base, also with a point; NoValue for a digit beyond the base."""
     whole, _, part = digits.upper().partition(".")
     total = Fraction(0)
     for place, char in enumerate(whole + part):

@@ -1,8 +1,9 @@
 """Find the final answer in a completion, in time linear in its length.
 
-Order: what stands in the last <answer> tags, or else in the whole answer after the thinking; there, the
-last \\boxed{} (boxes side by side count together), `####`, "the answer is ...", the bare text, and last
-the one value of the final sentence. An answer that only the thinking holds is not found.
+Order: what stands in the last <answer> tags, or else in the whole answer after the thinking;
+there, the last \\boxed{} (boxes side by side count together), `####`, "the answer is ...", the
+bare text, and last the one value of the final sentence. An answer that only the thinking holds
+is not found.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ MAX_BARE = 1500
 MAX_PIECES = 60  # boxes or tags side by side
 
 _SPECIAL_TOKENS = (
-    "<|im_end|>", "<|eot_id|>", "</s>", "<|endoftext|>", "<|end_of_text|>", "<|end|>", "<eos>", "<|eom_id|>",
+    "<|im_end|>", "<|eot_id|>", "</s>", "<|endoftext|>", "<|end_of_text|>", "<|end|>", "<eos>",
+    "<|eom_id|>",
     "<end_of_turn>", "<pad>", "<|return|>", "<\u2581end\u2581of\u2581sentence>",
     "<\uff5cend\u2581of\u2581sentence\uff5c>",
 )  # fmt: skip
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*(\{)?|\\.|[{}]", re.S)
 _BOX_SUFFIX = re.compile(r"\s*(?:_\s*\{?[0-9]{1,2}\}?|\^\s*\{?\\circ\}?|\^\\circ|\\%|%|\u00b0)")
 _GAP = re.compile(
-    r"(?:[\s$,;&.*]|\\[()\[\],;:! \\]|\\q?quad|\\text\s*\{|\\mbox\s*\{|[{}]|\band\b|\bor\b|\beither\b|\balternatively\b"
+    r"(?:[\s$,;&.*]|\\[()\[\],;:! \\]|\\q?quad|\\text\s*\{|\\mbox\s*\{|[{}]|\band\b|\bor\b"
+    r"|\beither\b|\balternatively\b"
     r"|\bmaybe\b|\bperhaps\b|\bpossibly\b|(?:\\?[A-Za-z]\w?|\([a-zA-Z]\))\s*(?:=|:))*",
     re.I,
 )
@@ -33,8 +36,10 @@ _CORRECTION = re.compile(
     re.I,
 )
 _STATEMENT = re.compile(
-    r"\b(?:answers?|choice|option)\b(?:[*_]{1,3})?(?:[^\n.:=$]{0,60}?\s(?:is|are|was|be|equals)\b|\s*[:=\uff1a])[\s*_]*:?"
-    r"(?:\s*(?:therefore|thus|simply|just|exactly|indeed|clearly|then|option|choice|indeed)\b)*:?[ \t]*",
+    r"\b(?:answers?|choice|option)\b(?:[*_]{1,3})?(?:[^\n.:=$]{0,60}?\s(?:is|are|was|be"
+    r"|equals)\b|\s*[:=\uff1a])[\s*_]*:?"
+    r"(?:\s*(?:therefore|thus|simply|just|exactly|indeed|clearly|then|option|choice"
+    r"|indeed)\b)*:?[ \t]*",
     re.I,
 )
 _HEADING = re.compile(
@@ -46,7 +51,8 @@ _LETTER_STATEMENT = re.compile(
 )
 _SENTENCE_END = re.compile(r"(?<![ap]\.m)(?<!\bsq)[.!?](?=\s+[A-Z\n(\\$*]|\s*\Z)|\n")
 _REASON = re.compile(
-    r"[,;]?\s+(?:because|since|as|which|where|when|so|if|in order|making|giving|given|for|after|at which|by|who)\b"
+    r"[,;]?\s+(?:because|since|as|which|where|when|so|if|in order|making|giving|given|for"
+    r"|after|at which|by|who)\b"
     r"|\s+[\u2014\u2013]\s+|\s+-\s+(?=[a-z])|;\s",
     re.I,
 )
@@ -54,10 +60,12 @@ _WORDS = re.compile(r"(?:[^\s]+\s+){3}", re.S)  # prose, not a bare answer
 _ARITHMETIC = re.compile(r"(?:[-+*/\u00d7\u00f7^().,$\u20ac\u00a3%=\s0-9]|\b[b-zB-HJ-Z]\b)+")
 _SEGMENT = re.compile(r"\$\$?([^$]{1,300}?)\$\$?|\\\((.{1,300}?)\\\)|\\\[(.{1,300}?)\\\]", re.S)
 _NUMBER = re.compile(
-    r"(?<![\w.])[-\u2212]?[$\u20ac\u00a3]?\s?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?(?:/[0-9]+)?\s?%?(?!\w)"
+    r"(?<![\w.])[-\u2212]?[$\u20ac\u00a3]?\s?(?:[0-9]{1,3}(?:,[0-9]{3})+"
+    r"|[0-9]+)(?:\.[0-9]+)?(?:/[0-9]+)?\s?%?(?!\w)"
 )
 _DOUBT = re.compile(
-    r"\?|\b(?:not|no|or|maybe|perhaps|if|guess|possibly|could|might|either|cannot|can't|don't|unknown|unsure|"
+    r"\?|\b(?:not|no|or|maybe|perhaps|if|guess|possibly|could|might|either|cannot|can't|don't"
+    r"|unknown|unsure|"
     r"options?|choices?|wrong|incorrect|let|suppose|assume)\b|n't",
     re.I,
 )
@@ -65,8 +73,10 @@ _DOUBT = re.compile(
 
 @dataclass(frozen=True)
 class Extraction:
-    """`parts` = the answer, in several pieces when boxes stand side by side; each piece in one or more
-    spellings to try in order. `source` says where it stood; `later` = answers stated after it."""
+    """`parts` = the answer, in several pieces when boxes stand side by side; each piece in one
+    or more spellings to try in order. `source` says where it stood; `later` = answers stated
+    after it.
+    """
 
     parts: tuple[tuple[str, ...], ...]
     source: str
@@ -116,7 +126,9 @@ def extract(completion: str) -> Extraction:
 
 
 def _tagged(text: str) -> tuple[str, str] | None:
-    """The inside of the last <answer> tags and the text after them; an open pair reaches to the end."""
+    """The inside of the last <answer> tags and the text after them; an open pair reaches to the
+    end.
+    """
     opened = text.rfind("<answer>")
     if opened < 0:
         closed = text.rfind("</answer>")

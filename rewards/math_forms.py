@@ -12,7 +12,8 @@ from .math_symbols import to_ascii
 from .math_values import Based, Choice, Clock, Many, Quantity, Value, Word
 
 _WRAPPERS = re.compile(
-    r"\\(?:text|mbox|textbf|textit|textrm|textnormal|mathrm|mathbf|mathsf|textsf|hbox|operatorname|boldsymbol"
+    r"\\(?:text|mbox|textbf|textit|textrm|textnormal|mathrm|mathbf|mathsf|textsf|hbox"
+    r"|operatorname|boldsymbol"
     r"|underline|textup|emph|bf|rm|it)\b\s*\{([^{}]*)\}"
 )
 _DISPLAY = re.compile(r"\A\\(?:displaystyle|textstyle|large|Large)\b")
@@ -21,7 +22,8 @@ _PLAIN_NUMBER = re.compile(
     r"[+-]?(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?)\.?\Z"
 )
 _SIMPLE_FRACTION = re.compile(
-    r"([+-]?)\s*(?:\\[dt]?frac\s*\{\s*([+-]?[0-9]{1,200})\s*\}\s*\{\s*([0-9]{1,200})\s*\}|([0-9]{1,200})\s*/\s*([0-9]{1,200}))\Z"
+    r"([+-]?)\s*(?:\\[dt]?frac\s*\{\s*([+-]?[0-9]{1,200})\s*\}\s*\{\s*([0-9]{1,200})\s*\}"
+    r"|([0-9]{1,200})\s*/\s*([0-9]{1,200}))\Z"
 )
 _CLOCK = re.compile(
     r"([0-9]{1,2})(?::([0-5][0-9]))?(?::([0-5][0-9]))?\s*(?:([ap])\.?\s*m\b\.?)?\Z", re.I
@@ -81,15 +83,19 @@ _BASE_WORDS = {
     **_NUMBER_WORDS,
 }
 _EMPTY_WORDS = re.compile(
-    r"(?:there (?:are|is) )?no (?:real |valid |possible |integer |such )*(?:solutions?|roots?|values?|intersections?)"
+    r"(?:there (?:are|is) )?no (?:real |valid |possible |integer |such )*(?:solutions?|roots?"
+    r"|values?|intersections?)"
     r"(?: exists?)?|(?:the )?(?:empty|null) set|none exist\Z"
 )
 _ALL_REALS = re.compile(
-    r"all (?:the )?real(?:s| numbers?)(?: x)?|(?:the )?(?:set of )?(?:all )?real numbers|any real number"
+    r"all (?:the )?real(?:s| numbers?)(?: x)?|(?:the )?(?:set of )?(?:all )?real numbers"
+    r"|any real number"
 )
 LEAD = re.compile(
-    r"(?:(?:the|my|our)\s+)?(?:final\s+)?(?:correct\s+)?(?:answer|result|solution|value)\s*(?:is|:|=)\s*:?\s*"
-    r"|(?:approximately|about|exactly|approx\.?|around|equals|is|a total of|we get|so|thus|therefore|hence)[\s,:]+",
+    r"(?:(?:the|my|our)\s+)?(?:final\s+)?(?:correct\s+)?(?:answer|result|solution"
+    r"|value)\s*(?:is|:|=)\s*:?\s*"
+    r"|(?:approximately|about|exactly|approx\.?|around|equals|is|a total of|we get|so|thus"
+    r"|therefore|hence)[\s,:]+",
     re.I,
 )
 
@@ -106,9 +112,10 @@ def clean(text: str) -> str:
         before = text
         text = _DISPLAY.sub("", text.strip().strip("`")).strip()
         for mark in ("***", "**", "__", "*", "$$"):
-            if len(text) > 2 * len(mark) and text.startswith(mark) and text.endswith(mark):
-                if not (mark == "*" and "*" in text[1:-1]):
-                    text = text[len(mark) : -len(mark)].strip()
+            inside = text[len(mark) : -len(mark)]
+            wrapped = bool(inside) and text.startswith(mark) and text.endswith(mark)
+            if wrapped and not (mark == "*" and "*" in inside):
+                text = inside.strip()
         if (
             len(text) > 2
             and text[0] == "$" == text[-1]
@@ -158,7 +165,7 @@ def quick_reading(text: str) -> tuple[Value, ...] | None:
 
 
 def special_readings(text: str) -> list[Value]:
-    """Readings by form: choice letters, times of day, digits in a base, number words, empty sets."""
+    """Readings by form: choice letters, times, digits in a base, number words, empty sets."""
     words = plain(text)
     found: list[Value] = []
     match = _CHOICE.match(words)

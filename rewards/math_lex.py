@@ -58,14 +58,18 @@ _SKIP_ARGUMENT = words("phantom hphantom vphantom hspace vspace color label tag 
 _OPERATORS = {
     "cdot": "*", "times": "*", "ast": "*", "div": "/", "le": "<=", "leq": "<=", "leqslant": "<=",
     "ge": ">=", "geq": ">=", "geqslant": ">=", "lt": "<", "gt": ">", "ne": "!=", "neq": "!=",
-    "approx": "~", "simeq": "~", "sim": "~", "thickapprox": "~", "equiv": "==", "pm": "+-", "mp": "-+",
+    "approx": "~", "simeq": "~", "sim": "~", "thickapprox": "~", "equiv": "==", "pm": "+-",
+    "mp": "-+",
     "cup": "cup", "cap": "cap", "setminus": "setminus", "backslash": "setminus", "in": "in",
-    "to": "->", "rightarrow": "->", "longrightarrow": "->", "vert": "|", "lvert": "|", "rvert": "|", "mid": "|",
+    "to": "->", "rightarrow": "->", "longrightarrow": "->", "vert": "|", "lvert": "|",
+    "rvert": "|", "mid": "|",
     "langle": "langle", "rangle": "rangle", "lfloor": "lfloor", "rfloor": "rfloor",
     "lceil": "lceil", "rceil": "rceil", "lbrace": "lbrace", "rbrace": "rbrace", "lbrack": "[",
-    "rbrack": "]", "colon": ":", "prime": "'", "land": "and", "wedge": "and", "lor": "or", "vee": "or",
+    "rbrack": "]", "colon": ":", "prime": "'", "land": "and", "wedge": "and", "lor": "or",
+    "vee": "or",
     "dots": "...", "ldots": "...", "cdots": "...", "circ": "deg", "degree": "deg", "percent": "%",
-    "lVert": "||", "rVert": "||", "Vert": "||", "bigcup": "cup", "textdollar": "$", "textdegree": "deg",
+    "lVert": "||", "rVert": "||", "Vert": "||", "bigcup": "cup", "textdollar": "$",
+    "textdegree": "deg",
     "Longleftrightarrow": "iff", "iff": "iff", "implies": "=>", "Rightarrow": "=>", "slash": "/",
     "euro": "\u20ac", "pounds": "\u00a3", "yen": "\u00a5",
 }  # fmt: skip
@@ -81,17 +85,21 @@ _ESCAPES = {
 }
 _SPACING = frozenset(",!;:> \n\t/")
 # thousands: 1,234  1{,}234  1,\!234  1\,234  1\ 234  1 234  1'234  and the Indian 1,00,000
-_GROUPING = r"(?:,\\!|\\!,|\{,\}(?:\\!)?|\\,|\\;|\\ |\\:|~|,| |')"
+_GROUPING = r"(?:,\\! ?|\\!,|\{,\}(?:\\!)?|\\,|\\;|\\ |\\:|~|,| |')"
 _NUMBER = re.compile(
-    rf"(?P<group>[0-9]{{1,3}}(?:{_GROUPING}[0-9]{{3}})+(?![0-9])|[0-9]{{1,2}}(?:,[0-9]{{2}})+,[0-9]{{3}}(?![0-9]))"
+    rf"(?P<group>[0-9]{{1,3}}(?:{_GROUPING}[0-9]{{3}})+(?![0-9])"
+    rf"|[0-9]{{1,2}}(?:,[0-9]{{2}})+,[0-9]{{3}}(?![0-9]))"
     r"(?P<frac>\.[0-9]+)?|(?P<plain>[0-9]+(?:(?:\.|\{,\}|\{\.\})[0-9]+)?|\.[0-9]+)"
     r"(?P<exp>[eE][+-]?[0-9]{1,8}(?![0-9A-Za-z.]))?"
 )
+_COMMA_GROUPS = re.compile(r"[0-9]+(?:,[0-9]+)+")
+_SINGLE = re.compile(r"(?P<plain>[0-9]+(?:\.[0-9]+)?)(?P<exp>$^)?")
 _MATH_SPACE = re.compile(r"(?:\s|~|\\[,!;:> \n\t/]|\$)+")
 _LETTERS = re.compile(r"[A-Za-z]+")
 _COMMAND = re.compile(r"\\([A-Za-z]+)\*?")
 _SYMBOLS = re.compile(
-    r"\*\*|<=|>=|!=|=<|=>|->|==|\+/-|\+-|\.\.\.|\|\||[-+*/^_!%=<>,;:|&()\[\]{}'\"#\u20ac\u00a3\u00a5\u20b9?.]"
+    r"\*\*|<=|>=|!=|=<|=>|->|==|\+/-|\+-|\.\.\.|\|\||[-+*/^_!%=<>,;:"
+    r"|&()\[\]{}'\"#\u20ac\u00a3\u00a5\u20b9?.]"
 )
 _CONNECTORS = {
     "and": "and",
@@ -184,15 +192,13 @@ class _Lexer:
     def number(self, pos: int) -> int:
         match = self.match(_NUMBER, pos)
         group = match["group"]
-        if group and self.depth > 0 and re.fullmatch(r"[0-9]+(?:,[0-9]+)+", group):
-            # inside brackets 100,101 is two items, but 1,000 with its zeros is one number
-            if not re.search(r",0", group):
-                group = None
+        if group and self.depth > 0 and _COMMA_GROUPS.fullmatch(group) and ",0" not in group:
+            group = None  # inside brackets 100,101 is two items; 1,000 with its zeros is not
         if group and match["group"]:
             self.add("num", re.sub(r"[^0-9]", "", group) + (match["frac"] or ""))
             return match.end()
         if match["group"]:
-            match = self.match(re.compile(r"(?P<plain>[0-9]+(?:\.[0-9]+)?)(?P<exp>$^)?"), pos)
+            match = self.match(_SINGLE, pos)
         digits = match["plain"].replace("{,}", ".").replace("{.}", ".")
         self.add("num", digits + (match["exp"] or ""))
         return match.end()
@@ -314,11 +320,11 @@ class _Lexer:
         close = closing_brace(self.text, open_at)
         inner = self.text[open_at + 1 : close].strip()
         self.spaced = self.spaced or self.text[open_at + 1 : open_at + 2].isspace()
-        if name in ("mathrm", "operatorname", "rm", "bf", "textbf", "textit") and len(inner) == 1:
-            # \mathrm{e}, \mathrm{d}x and \textbf{x} are symbols; \mathrm{m} is a unit
-            if inner in "eid" or (name in ("textbf", "textit") and inner.isalpha()):
-                self.add("id", inner)
-                return close + 1
+        # \mathrm{e}, \mathrm{d}x and \textbf{x} are symbols; \mathrm{m} is a unit
+        upright = name in ("mathrm", "operatorname", "rm") and inner in ("e", "i", "d")
+        if upright or (name in ("textbf", "textit") and len(inner) == 1 and inner.isalpha()):
+            self.add("id", inner)
+            return close + 1
         self.text_depth += 1
         if self.text_depth > 5:
             raise Unreadable("text is nested too deeply")

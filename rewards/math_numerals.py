@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .math_lex import Unreadable
+from .math_nodes import Node
 
 if TYPE_CHECKING:
     from .math_parse import Parser
 
-Node = tuple[Any, ...]
 MAX_DIGITS = 4000  # of one literal
 
 
@@ -36,10 +36,11 @@ def read_numeral(parser: Parser) -> Node:
     if parser.is_op("_"):
         return _based(parser, token.value)
     following = parser.tokens[parser.pos]
-    if following.kind == "op" and following.value == "." and parser.peek(1).kind in ("cmd", "op"):
-        if parser.peek(1).value in ("overline", "bar", "dot", "(") and not following.spaced:
-            parser.take()
-            return _repeating(parser, token.value + ".")
+    period = parser.peek(1)
+    marked = period.kind in ("cmd", "op") and period.value in ("overline", "bar", "dot", "(")
+    if following.value == "." and not following.spaced and marked:
+        parser.take()
+        return _repeating(parser, token.value + ".")
     if (
         following.kind == "cmd"
         and following.value in ("overline", "bar", "dot")
@@ -98,13 +99,14 @@ def _based(parser: Parser, digits: str) -> Node:
 def _mixed_fraction(parser: Parser) -> Fraction | None:
     """The proper fraction that follows a whole number: `6\\frac{1}{6}`, `3\\frac18`, `8 1/2`."""
     token = parser.tokens[parser.pos]
-    save = parser.pos
+    save, depth = parser.pos, parser.depth
     if token.kind == "cmd" and token.value == "frac":
         parser.take()
         try:
             top, bottom = parser.tex_argument(), parser.tex_argument()
         except Unreadable:
-            top = bottom = ("none",)
+            parser.pos, parser.depth = save, depth
+            return None
         if top[0] == bottom[0] == "num" and 0 < top[1] < bottom[1] and not parser.is_op("^", "!"):
             return top[1] / bottom[1]
         parser.pos = save  # digits that were split read the same a second time

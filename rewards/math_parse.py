@@ -1,19 +1,22 @@
 """A recursive-descent parser from tokens to expression trees: plain tuples, never evaluated text.
 
 Trees: ("num", Fraction), ("sym", name), ("const", "pi"|"e"|"i"|"inf"|"empty"), ("add", items),
-("mul", items), ("div", a, b), ("neg", a), ("pow", a, b), ("fn", name, args), ("call", name, args),
-("pct", a), ("deg", a), ("pm", a, b), ("mp", a, b), ("seq", open, close, items), ("set", items),
-("builder", item, conditions), ("matrix", rows), ("rel", ops, sides), ("cup", items), ("minus", a, b),
-("list", items, separators), ("unit", a, Unit), ("base", digits, base), ("domain", letter),
-("big", kind, ...) for sums, products, integrals, limits and derivatives, ("mod", a, n).
+("mul", items), ("div", a, b), ("neg", a), ("pow", a, b), ("fn", name, args), ("call", name,
+args), ("pct", a), ("deg", a), ("pm", a, b), ("mp", a, b), ("seq", open, close, items), ("set",
+items), ("builder", item, conditions), ("matrix", rows), ("rel", ops, sides), ("cup", items),
+("minus", a, b), ("list", items, separators), ("unit", a, Unit), ("base", digits, base),
+("domain", letter), ("big", kind, ...) for sums, products, integrals, limits and derivatives,
+("mod", a, n).
 """
 
 from __future__ import annotations
 
 from fractions import Fraction
 
+from .math_commands import read_command, read_function
 from .math_lex import Token, Unreadable
-from .math_numerals import Node, literal, read_numeral
+from .math_nodes import Node, bracket_node, join_units, primed, product
+from .math_numerals import literal, read_numeral
 from .math_symbols import words
 from .math_units import CURRENCY_SIGNS, TEMPERATURES, PhraseReader, Unit, currency, is_unit_word
 
@@ -31,7 +34,9 @@ _ENGLISH = words(
 
 
 class Parser:
-    """One pass over the tokens of one answer. Raises Unreadable for what the grammar does not know."""
+    """One pass over the tokens of one answer. Raises Unreadable for what the grammar does not
+    know.
+    """
 
     def __init__(self, tokens: list[Token]):
         self.tokens = tokens
@@ -160,7 +165,9 @@ class Parser:
         return node
 
     def quantity(self) -> Node:
-        """A sum with an optional currency sign before it or unit phrase after it, or several added."""
+        """A sum with an optional currency sign before it or unit phrase after it, or several
+        added.
+        """
         node = self.single_quantity()
         while node[0] == "unit" and (
             self.kind == "num" or (self.is_op("and") and self.peek(1).kind == "num")
@@ -193,7 +200,7 @@ class Parser:
             scale, phrase = trailing
             if scale != 1:
                 node = ("mul", (node, ("num", Fraction(scale))))
-            unit = _join_units(unit, phrase)
+            unit = join_units(unit, phrase)
         return (
             node if unit is None or (not unit.dims and unit.factor == 1) else ("unit", node, unit)
         )
@@ -244,14 +251,14 @@ class Parser:
     def sum(self) -> Node:
         self.enter()
         node = self.signed_term()
-        terms = [node]
+        terms: list[Node] = [node]
         while self.is_op("+", "-", "+-", "-+"):
             op = self.take().value
             right = self.signed_term()
             if op in ("+", "-"):
                 terms.append(right if op == "+" else ("neg", right))
             else:
-                left = terms[0] if len(terms) == 1 else ("add", tuple(terms))
+                left: Node = terms[0] if len(terms) == 1 else ("add", tuple(terms))
                 terms = [("pm" if op == "+-" else "mp", left, right)]
         self.depth -= 1
         return terms[0] if len(terms) == 1 else ("add", tuple(terms))
@@ -274,14 +281,14 @@ class Parser:
         while True:
             if self.is_op("*"):
                 self.take()
-                node = _product(node, self.signed_factor())
+                node = product(node, self.signed_factor())
             elif self.is_op("/") and self.peek(1).kind != "word":
                 self.take()
                 node = ("div", node, self.signed_factor())
             elif self.starts_factor():
                 if self.kind == "num" and self.tokens[self.pos - 1].kind == "num":
                     raise Unreadable("two numbers side by side")
-                node = _product(node, self.factor())
+                node = product(node, self.factor())
             else:
                 return node
 
@@ -352,7 +359,7 @@ class Parser:
             if grouped:
                 self.expect("}")
             self.depth -= 1
-            return _primed(base, count)
+            return primed(base, count)
         sign = False
         while self.is_op("-", "+"):
             sign ^= self.take().value == "-"
@@ -387,7 +394,7 @@ class Parser:
                 count = 0
                 while self.accept("'"):
                     count += 1
-                node = _primed(node, count)
+                node = primed(node, count)
             else:
                 return node
 
@@ -416,9 +423,9 @@ class Parser:
             self.take()
             return _POSTFIX_CONST[token.value]
         if token.kind == "fn":
-            return self.function()
+            return read_function(self)
         if token.kind == "cmd":
-            return self.command()
+            return read_command(self)
         if token.kind == "word" and self.is_letters(token):
             return self.letters_product()
         if token.kind == "op":
@@ -493,7 +500,8 @@ class Parser:
             self.expect(value)
             return ("fn", "abs" if value == "|" else "norm", (node,))
         pairs = {
-            "(": (")", "]"), "[": ("]", ")"), "{": ("}",), "lbrace": ("rbrace",), "langle": ("rangle", ">"),
+            "(": (")", "]"), "[": ("]", ")"), "{": ("}",), "lbrace": ("rbrace",),
+            "langle": ("rangle", ">"),
             "lfloor": ("rfloor",), "lceil": ("rceil",),
         }  # fmt: skip
         if value == "<":
@@ -518,19 +526,7 @@ class Parser:
         close = self.expect(*pairs[value])
         self.bars = bars
         self.braces -= value == "lbrace"
-        return _bracket_node(value, close, node)
-
-    # ---- functions and commands: see math_commands
-
-    def function(self) -> Node:
-        from .math_commands import read_function
-
-        return read_function(self)
-
-    def command(self) -> Node:
-        from .math_commands import read_command
-
-        return read_command(self)
+        return bracket_node(value, close, node)
 
     def tex_argument(self, *, whole: bool = False) -> Node:
         """A TeX argument: a braced group, or one digit, letter or command."""
@@ -565,57 +561,3 @@ class Parser:
             node = self.atom()
         self.depth -= 1
         return node
-
-
-def _product(left: Node, right: Node) -> Node:
-    if left[0] == "mul":
-        return ("mul", (*left[1], right))
-    return ("mul", (left, right))
-
-
-def _primed(node: Node, count: int) -> Node:
-    if node[0] in ("sym", "call"):
-        return (node[0], node[1] + "'" * count, *node[2:])
-    if node[0] == "deg":
-        raise Unreadable("minutes of arc")
-    raise Unreadable("a prime after a number")
-
-
-def _join_units(prefix: Unit | None, suffix: Unit) -> Unit:
-    if prefix is None or prefix == suffix:
-        return suffix
-    if not suffix.dims:
-        return prefix.times(suffix)
-    if all(exponent < 0 for _, exponent in suffix.dims):
-        return prefix.times(suffix)  # $5 per hour
-    if len(suffix.dims) == 1 and suffix.dims[0][0].startswith("noun:"):
-        return prefix
-    if suffix.dims == prefix.dims and suffix.factor == prefix.factor:
-        return prefix
-    raise Unreadable("two units")
-
-
-def _bracket_node(opening: str, close: str, node: Node) -> Node:
-    items = node[1] if node[0] == "list" else (node,)
-    if (
-        node[0] == "list"
-        and any(s in ("or", "and") for s in node[2])
-        and opening not in ("{", "lbrace")
-    ):
-        raise Unreadable("words in brackets")
-    if opening == "lbrace":
-        return node if node[0] == "builder" else ("set", items)
-    if opening == "{":
-        return node if node[0] != "list" else ("set", items)
-    if opening in ("lfloor", "lceil"):
-        if len(items) != 1:
-            raise Unreadable("a list where a number belongs")
-        return ("fn", "floor" if opening == "lfloor" else "ceil", items)
-    if len(items) == 1 and opening in "([":
-        if (opening, close) not in (("(", ")"), ("[", "]")):
-            raise Unreadable("unbalanced brackets")
-        return items[0]
-    if opening == "langle":
-        opening, close = "(", ")"
-        return ("seq", "<", ">", items)
-    return ("seq", opening, close, items)

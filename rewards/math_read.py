@@ -1,4 +1,6 @@
-"""Read one answer string to the typed values it may mean: numbers, sets, intervals, equations, text."""
+"""Read one answer string to the typed values it may mean: numbers, sets, intervals, equations,
+text.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,9 @@ from typing import Any
 
 from .math_forms import LEAD, PROSE, clean, fold, plain, quick_reading, special_readings, text_list
 from .math_lex import MAX_CHARS, Unreadable, tokenize
+from .math_nodes import Node
 from .math_numerals import literal
-from .math_parse import Node, Parser
+from .math_parse import Parser
 from .math_regions import Region, interval, region_of
 from .math_symbols import words
 from .math_units import DEGREE, NO_UNIT
@@ -147,21 +150,20 @@ _NO_EXPRESSION = words("list rel set builder seq cup cap minus domain unit base 
 
 def _misplaced(node: Any) -> bool:
     """Whether a tree holds a node that is no part of a number."""
-    if not isinstance(node, tuple) or not node:
+    if not isinstance(node, tuple) or len(node) == 0:
         return False
-    if isinstance(node[0], str) and node[0] in _NO_EXPRESSION and len(node) > 1:
-        return True
-    if node[0] == "big":
+    head = node[0]
+    if not isinstance(head, str):
+        return any(map(_misplaced, node))
+    if head == "big":
         return False
-    return (
-        any(_misplaced(part) for part in node[1:])
-        if isinstance(node[0], str)
-        else any(map(_misplaced, node))
-    )
+    return (head in _NO_EXPRESSION and len(node) > 1) or any(map(_misplaced, node[1:]))
 
 
 def expand(node: Node) -> list[Node]:
-    """The expressions that plus-minus signs stand for: independent, or paired where both signs occur."""
+    """The expressions that plus-minus signs stand for: independent, or paired where both signs
+    occur.
+    """
     if not _has(node, ("pm", "mp")):
         return [node]
     if _has(node, ("mp",)):
@@ -170,7 +172,7 @@ def expand(node: Node) -> list[Node]:
 
 
 def _has(node: Any, kinds: tuple[str, ...]) -> bool:
-    if not isinstance(node, tuple) or not node:
+    if not isinstance(node, tuple) or len(node) == 0:
         return False
     return node[0] in kinds or any(_has(part, kinds) for part in node)
 
@@ -325,7 +327,9 @@ def _target(node: Node) -> Node | None:
 
 
 def _named_quantity(node: Node) -> bool:
-    """Other left sides that only name what is found: AB, |AB|, m\\angle A, f^{-1}(x), dy/dx, a limit."""
+    """Other left sides that only name what is found: AB, |AB|, m\\angle A, f^{-1}(x), dy/dx, a
+    limit.
+    """
     if node[0] == "big":
         return True
     if node[0] == "fn" and node[1] in ("abs", "norm"):
@@ -361,7 +365,7 @@ def _equality(ops: tuple[str, ...], sides: tuple[Node, ...]) -> Value:
 
 
 def _assigned(target: Node, ops: tuple[str, ...], sides: tuple[Node, ...]) -> Value:
-    value = _chain(ops, sides) if len(sides) > 1 else convert(sides[0])
+    value = _chain(ops, sides) if ops else convert(*sides)
     if isinstance(value, Many) and not value.braces:
         return Many(tuple(Assign(target, item) for item in value.items))
     return Assign(target, value)

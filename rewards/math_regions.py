@@ -8,7 +8,7 @@ from fractions import Fraction
 from .math_equal import compare_order, has_value, variables
 from .math_eval import Budget, Inexact, NoValue, exact
 from .math_lex import Unreadable
-from .math_parse import Node
+from .math_nodes import Node
 
 INFINITY: Node = ("const", "inf")
 MINUS_INFINITY: Node = ("neg", INFINITY)
@@ -163,7 +163,9 @@ def region_of(node: Node) -> Region:
 
 
 def solve(ops: tuple[str, ...], sides: tuple[Node, ...]) -> Region | None:
-    """The region that a chain of inequalities leaves to its one variable term; None for other forms."""
+    """The region that a chain of inequalities leaves to its one variable term; None for other
+    forms.
+    """
     free = [bool(variables(side)) for side in sides]
     if len(sides) == 2 and free != [False, False]:
         return _solve_two(ops[0], sides[0], sides[1])

@@ -1,7 +1,7 @@
 """What only computer algebra decides: sums, integrals, limits, derivatives, rational equations.
 
-Runs in a worker process with limits of time and memory; the trees come in as JSON and sympy is built
-from them node by node, so no text is ever evaluated.
+Runs in a worker process with limits of time and memory; the trees come in as JSON and sympy is
+built from them node by node, so no text is ever evaluated.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import Any
 
 from .math_equal import ENOUGH, points, variables
-from .math_parse import Node
+from .math_nodes import Node
 from .workers import WorkerPool
 
 MEMORY_MB = 1024
@@ -116,9 +116,8 @@ def _power(base: Any, exponent: Any) -> Any:
         base.is_number
         and exponent.is_number
         and (not exponent.is_real or abs(exponent) > MAX_EXPONENT)
-    ):
-        if exponent.is_real:
-            raise ValueError("a power is too large")
+    ) and exponent.is_real:
+        raise ValueError("a power is too large")
     return base**exponent
 
 

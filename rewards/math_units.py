@@ -14,7 +14,9 @@ Dims = tuple[tuple[str, int], ...]  # (("length", 1), ("time", -1)), sorted by n
 
 @dataclass(frozen=True)
 class Unit:
-    """A factor to base units and a dimension; `offset` only for temperatures (K = x * factor + offset)."""
+    """A factor to base units and a dimension; `offset` only for temperatures (K = x * factor +
+    offset).
+    """
 
     factor: Fraction
     dims: Dims
@@ -47,11 +49,13 @@ _TABLE: dict[str, dict[str, Fraction | int]] = {
         "m meter metre": 1, "cm centimeter centimetre": Fraction(1, 100),
         "mm millimeter millimetre": Fraction(1, 1000), "km kilometer kilometre kms": 1000,
         "dm decimeter decimetre": Fraction(1, 10), "nm nanometer nanometre": Fraction(1, 10**9),
-        "micrometer micrometre micron": Fraction(1, 10**6), "inch inche in": _INCH, "ft foot feet": 12 * _INCH,
+        "micrometer micrometre micron": Fraction(1, 10**6), "inch inche in": _INCH,
+        "ft foot feet": 12 * _INCH,
         "yd yard": 36 * _INCH, "mi mile": 63360 * _INCH, "lightyear": 9460730472580800,
     },
     "mass": {
-        "kg kilogram kilo kgs": 1, "g gram gm gramme": Fraction(1, 1000), "mg milligram": Fraction(1, 10**6),
+        "kg kilogram kilo kgs": 1, "g gram gm gramme": Fraction(1, 1000),
+        "mg milligram": Fraction(1, 10**6),
         "tonne": 1000, "lb pound lbs": _POUND, "oz ounce": _POUND / 16, "ton": 2000 * _POUND,
     },
     "time": {
@@ -66,7 +70,8 @@ _TABLE: dict[str, dict[str, Fraction | int]] = {
     "INR": {"inr rupee": 1, "paise": Fraction(1, 100)}, "JPY": {"jpy yen": 1},
     "CNY": {"cny yuan rmb": 1}, "peso": {"peso": 1},
     "angle": {"rad radian": 1, "revolution_angle": 1},
-    "temperature": {"kelvin": 1}, "bit": {"bit": 1, "byte": 8, "kilobyte kb": 8000, "megabyte mb": 8 * 10**6,
+    "temperature": {"kelvin": 1}, "bit": {"bit": 1, "byte": 8, "kilobyte kb": 8000,
+    "megabyte mb": 8 * 10**6,
                                         "gigabyte gb": 8 * 10**9},
     "amount": {"mol mole": 1},
     "generic": {"unit un": 1},
@@ -103,7 +108,8 @@ _COMPOUND: dict[str, tuple[Fraction | int, Dims]] = {
     "coulomb": (1, (("current", 1), ("time", 1))),
 }
 _LETTERS = {  # single capital letters, only in text or where unit letters are asked for
-    "N": "newton", "J": "joule", "W": "watt", "V": "volt", "A": "ampere", "K": "kelvin", "L": "l", "C": "coulomb",
+    "N": "newton", "J": "joule", "W": "watt", "V": "volt", "A": "ampere", "K": "kelvin", "L": "l",
+    "C": "coulomb",
 }  # fmt: skip
 _CURRENCY = {"$": "USD", "\u20ac": "EUR", "\u00a3": "GBP", "\u20b9": "INR", "\u00a5": "JPY"}
 _SCALES = {
@@ -146,8 +152,10 @@ def _build() -> dict[str, Unit]:
 
 
 _UNITS = _build()
-_PLURALS = {"feet": "foot", "inches": "inch", "men": "man", "women": "woman", "children": "child", "people": "person",
-            "mice": "mouse", "geese": "goose", "teeth": "tooth", "pence": "pence", "dice": "die", "vertices": "vertex",
+_PLURALS = {"feet": "foot", "inches": "inch", "men": "man", "women": "woman", "children": "child",
+    "people": "person",
+            "mice": "mouse", "geese": "goose", "teeth": "tooth", "pence": "pence", "dice": "die",
+            "vertices": "vertex",
             "persons": "person"}  # fmt: skip
 
 
@@ -190,7 +198,9 @@ TEMPERATURES = {"C": _UNITS["celsius"], "F": _UNITS["fahrenheit"]}
 
 
 class PhraseReader:
-    """Reads a unit phrase from tokens: `square feet`, `km/h`, `cm^2`, `dollars per hour`, `right triangles`."""
+    """Reads a unit phrase from tokens: `square feet`, `km/h`, `cm^2`, `dollars per hour`, `right
+    triangles`.
+    """
 
     def __init__(self, tokens: list[Token], pos: int):
         self.tokens = tokens

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .math_parse import Node
+from .math_nodes import Node
 from .math_units import Unit
 
 

@@ -1,9 +1,9 @@
 """A pool of worker processes that can be killed: for work that may be slow, eat memory or crash.
 
-Usable from any thread, process or event loop: the caller waits on pipes and never sets a signal. A
-worker is a fresh interpreter (no fork of the caller), limited in memory; a call that overruns its time
-kills its worker, and the next call gets a new one. Arguments and results travel as JSON, so a worker
-cannot hand code back to the caller.
+Usable from any thread, process or event loop: the caller waits on pipes and never sets a signal.
+A worker is a fresh interpreter (no fork of the caller), limited in memory; a call that overruns
+its time kills its worker, and the next call gets a new one. Arguments and results travel as
+JSON, so a worker cannot hand code back to the caller.
 """
 
 from __future__ import annotations

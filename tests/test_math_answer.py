@@ -1,4 +1,6 @@
-"""The maths reward as used: options, reward function, hostile input, threads, processes, event loops."""
+"""The maths reward as used: options, reward function, hostile input, threads, processes, event
+loops.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,6 @@ import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import pytest
-
 from thinkrl.rewards.math_answer import check_golds, explain, math_answer, verify
 from thinkrl.rewards.math_eval import MAX_STEPS
 from thinkrl.rewards.math_extract import boxes

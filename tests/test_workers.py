@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
-
 from thinkrl.rewards.workers import WorkerDied, WorkerError, WorkerPool, WorkerTimeout
 
 
