@@ -76,7 +76,7 @@ class InWorker(functools.partial):
         """
         hooks = {key: arguments[key] for key in ("log_extra", "log_metric") if key in arguments}
         plain = {key: value for key, value in arguments.items() if key not in hooks}
-        if "trainer_state" in plain:
+        if plain.get("trainer_state") is not None:
             plain["trainer_state"] = _scalars(plain["trainer_state"])
         started = time.monotonic()
         try:
@@ -123,7 +123,7 @@ def run_here(
     logged: list[list[Any]] = []
     for hook in hooks:
         arguments[hook] = lambda key, value, hook=hook: logged.append([hook, key, value])
-    if "trainer_state" in arguments:
+    if arguments.get("trainer_state") is not None:
         arguments["trainer_state"] = SimpleNamespace(**arguments["trainer_state"])
     try:
         function = _loaded(name, json.dumps(kwargs))
