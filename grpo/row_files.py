@@ -30,6 +30,19 @@ class Chunk:
     rows: list[Row]
     batch: Any = None
 
+    def rename(self, names: dict[str, str]) -> None:
+        """Give columns other names."""
+        self.rows = [
+            {names.get(key, key): value for key, value in row.items()} for row in self.rows
+        ]
+        if self.batch is not None:
+            import pyarrow
+
+            schema = self.batch.schema
+            fields = [field.with_name(names.get(field.name, field.name)) for field in schema]
+            renamed = pyarrow.schema(fields, metadata=schema.metadata)
+            self.batch = pyarrow.RecordBatch.from_arrays(self.batch.columns, schema=renamed)
+
 
 def check_ending(place: str) -> str:
     """The ending of a file of rows. Raises ValueError for another."""

@@ -137,12 +137,7 @@ def _keep_columns(chunk: Chunk, source: str) -> None:
         for old, new in renamed.items():
             if old in row and new in row:
                 raise ValueError(f"{source} row {number}: has both {old} and {new}; rename one")
-    chunk.rows = [
-        {renamed.get(key, key): value for key, value in row.items()} for row in chunk.rows
-    ]
-    if chunk.batch is not None:
-        names = [renamed.get(name, name) for name in chunk.batch.schema.names]
-        chunk.batch = chunk.batch.rename_columns(names)
+    chunk.rename(renamed)
 
 
 class _Progress:
