@@ -226,9 +226,8 @@ def _read_calls(tests: dict[str, Any]) -> dict[str, Any]:
             args = [_whole_keys(value) for value in given]
         else:
             raise ValueError(f"tests.inputs: {given!r:.60} is neither text nor a list")
-        expected = [_literal(output, "outputs") if isinstance(output, str) else output]
-        if isinstance(output, str) and not isinstance(given, str):
-            expected = [output]
+        textual = isinstance(given, str) and isinstance(output, str)
+        expected = [_literal(output, "outputs") if textual else output]
         if wrapped:  # APPS holds each result in a list of one
             expected.append(output[0])
         cases.append(CallCase(name, tuple(args), {}, tuple(expected), strict=False))

@@ -133,7 +133,7 @@ def from_json(
         return complex(*values) if tag == "complex" else _SEQUENCES[tag](values)
     except NotPlain:
         raise
-    except (TypeError, ValueError, ArithmeticError) as error:
+    except (TypeError, ValueError, ArithmeticError, LookupError) as error:
         raise NotPlain(f"malformed {str(tag)[:20]}: {type(error).__name__}") from None
 
 

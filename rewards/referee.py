@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import plain_data
@@ -34,6 +34,7 @@ class Channel:
 
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
+        self._functions: list[Callable[..., Any]] = []
 
     def wait_until_loaded(self) -> None:
         if self._receive() != "ready":
@@ -45,12 +46,10 @@ class Channel:
 
     def ask(self, operation: str, *args: Any, **kwargs: Any) -> Any:
         """Have the candidate do one operation; arguments that it changed change here too."""
-        form = plain_data.to_json((args, kwargs), keep=_handle_of)
+        form = plain_data.to_json((args, kwargs), keep=self._handle_of)
         value, changed = self._exchange(operation, form)
         if changed is not None:
-            new_args, new_kwargs = plain_data.from_json(changed)
-            for old, new in zip((*args, *kwargs.values()), (*new_args, *new_kwargs.values())):  # noqa: B905
-                _overwrite(old, new)
+            self._write_back([*args, *kwargs.values()], changed)
         return value
 
     def _exchange(self, operation: str, form: Any) -> tuple[Any, Any]:
@@ -60,6 +59,9 @@ class Channel:
         except OSError as error:
             raise CandidateGone("the program has ended") from error
         reply = self._receive()
+        while isinstance(reply, list) and len(reply) == 3 and reply[0] == "callback":
+            self._call(reply[1], reply[2])
+            reply = self._receive()
         if not isinstance(reply, list) or len(reply) != 4 or reply[0] != number:
             raise CandidateGone("an answer out of turn")
         _, kind, payload, extra = reply
@@ -78,14 +80,41 @@ class Channel:
         except plain_data.NotPlain as error:
             raise CandidateGone(str(error)) from error
 
-    def _remote(self, items: list[Any]) -> RemoteObject:
-        return RemoteObject(self, items[0], str(items[1]))
+    def _call(self, number: Any, form: Any) -> None:
+        """Call a function of the tests for the program, and send it what that returns."""
+        try:
+            args, kwargs = plain_data.from_json(form, handle=self._remote)
+            value = self._functions[number](*args, **kwargs)
+            message = ["return", plain_data.to_json(value, keep=self._handle_of)]
+        except Exception as error:
+            message = ["raise", f"{type(error).__name__}: {error}"[:500]]
+        try:
+            sandbox_child.send_message(json.dumps(message).encode())
+        except OSError as error:
+            raise CandidateGone("the program has ended") from error
 
+    def _write_back(self, old: list[Any], changed: Any) -> None:
+        """Give mutable arguments the contents that the program left in them."""
+        try:
+            args, kwargs = plain_data.from_json(changed, handle=self._remote)
+            new = [*args, *kwargs.values()]
+        except (plain_data.NotPlain, TypeError, ValueError, AttributeError) as error:
+            raise CandidateGone("malformed arguments") from error
+        for ours, theirs in zip(old, new, strict=False):
+            _overwrite(ours, theirs)
 
-def _handle_of(value: Any) -> list[Any]:
-    if isinstance(value, RemoteObject):
-        return ["handle", object.__getattribute__(value, "_number")]
-    raise plain_data.NotPlain(f"cannot hand a {type(value).__name__} to the program")
+    def _remote(self, items: list[Any]) -> Any:
+        return (
+            self._functions[items[0]] if items[1:] == ["callback"] else RemoteObject(self, items[0])
+        )
+
+    def _handle_of(self, value: Any) -> list[Any]:
+        if isinstance(value, RemoteObject):
+            return ["handle", object.__getattribute__(value, "_number")]
+        if not callable(value):
+            raise plain_data.NotPlain(f"cannot hand a {type(value).__name__} to the program")
+        self._functions.append(value)
+        return ["handle", len(self._functions) - 1, "callback"]
 
 
 def _overwrite(old: Any, new: Any) -> None:
@@ -112,10 +141,9 @@ def _local_exception(bases: Any, text: Any) -> BaseException:
 class RemoteObject:
     """An object of the candidate's that is not plain data; equal to nothing but itself."""
 
-    def __init__(self, channel: Channel, number: int, kind: str) -> None:
+    def __init__(self, channel: Channel, number: int) -> None:
         object.__setattr__(self, "_channel", channel)
         object.__setattr__(self, "_number", number)
-        object.__setattr__(self, "_kind", kind)
 
     def _ask(self, operation: str, *args: Any, **kwargs: Any) -> Any:
         return object.__getattribute__(self, "_channel").ask(operation, self, *args, **kwargs)

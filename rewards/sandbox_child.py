@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import atexit
 import builtins
+import functools
 import io
 import itertools
+import json
 import operator
 import os
 import sys
@@ -223,63 +225,82 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-class _Objects:
-    """The program's objects that a referee may refer to by number."""
+def _built_in_bases(error: BaseException) -> list[str]:
+    return [kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins"]
 
-    def __init__(self) -> None:
+
+class _Session:
+    """A loaded program and those of its objects that the referee refers to by number."""
+
+    def __init__(self, namespace: dict[str, Any]) -> None:
+        self.namespace = namespace
         self.kept: list[Any] = []
 
     def keep(self, value: Any) -> list[Any]:
         self.kept.append(value)
         return ["handle", len(self.kept) - 1, type(value).__name__]
 
+    def known(self, value: Any) -> list[Any]:
+        """Return the handle form that the referee used for an argument."""
+        if isinstance(value, functools.partial) and value.func == self.call_back:
+            return ["handle", *value.args, "callback"]
+        return ["handle", next((i for i, kept in enumerate(self.kept) if kept is value), -1)]
+
     def find(self, items: list[Any]) -> Any:
-        return self.kept[items[0]]
+        """Return the object of a handle; a function of the tests' becomes a call back to them."""
+        return (
+            functools.partial(self.call_back, items[0]) if len(items) > 1 else self.kept[items[0]]
+        )
 
+    def call_back(self, function: int, *args: Any, **kwargs: Any) -> Any:
+        """Have the referee call its function, answering what it asks meanwhile."""
+        form = plain_data.to_json((args, kwargs), keep=self.keep)
+        send_message(json.dumps(["callback", function, form]).encode())
+        while True:
+            message = plain_data.parse(receive_message())
+            if message[0] == "return":
+                return plain_data.from_json(message[1], handle=self.find)
+            if message[0] == "raise":
+                raise RuntimeError(message[1])
+            send_message(self.answer(message))
 
-def _built_in_bases(error: BaseException) -> list[str]:
-    return [kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins"]
-
-
-def _answer(namespace: dict[str, Any], objects: _Objects, request: list[Any]) -> bytes:
-    """Do what one request asks and return ["value", result, changed arguments] or ["error"]."""
-    number, operation, arguments_json = request
-    try:
-        if operation == "name":
-            value = _resolve(namespace, arguments_json)
-            # A class or function is always used by its number, whatever it could be read as.
-            return plain_data.json.dumps([number, "value", objects.keep(value), None]).encode()
-        arguments, keywords = plain_data.from_json(arguments_json, handle=objects.find)
-        value = _OPERATIONS[operation](*arguments, **keywords)
-        after = plain_data.to_json((arguments, keywords), keep=lambda _: None)
-        # Handles are renumbered as they are kept, so only plain arguments are compared.
-        changed = after if after != arguments_json and "handle" not in str(arguments_json) else None
-        result = plain_data.to_json(value, keep=objects.keep)
-        return plain_data.json.dumps([number, "value", result, changed]).encode()
-    except (SystemExit, KeyboardInterrupt):
-        raise
-    except BaseException as error:
-        reply = [number, "error", _built_in_bases(error), f"{type(error).__name__}: {error}"[:500]]
-        return plain_data.json.dumps(reply).encode()
+    def answer(self, request: list[Any]) -> bytes:
+        """Do what one request asks; return its number, the result and the arguments if changed."""
+        number, operation, form = request
+        try:
+            if operation == "name":
+                # A class or function is always used by its number, whatever it could be read as.
+                value = self.keep(_resolve(self.namespace, form))
+                return json.dumps([number, "value", value, None]).encode()
+            args, kwargs = plain_data.from_json(form, handle=self.find)
+            value = _OPERATIONS[operation](*args, **kwargs)
+            after = plain_data.to_json((args, kwargs), keep=self.known)
+            result = plain_data.to_json(value, keep=self.keep)
+            return json.dumps([number, "value", result, None if after == form else after]).encode()
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            text = f"{type(error).__name__}: {error}"[:500]
+            return json.dumps([number, "error", _built_in_bases(error), text]).encode()
 
 
 def serve_calls(task: dict[str, Any]) -> None:
     """Load the program, say so, and answer the referee's requests until it leaves."""
     leave, code = os._exit, 0
     try:
-        namespace = _load(task)
-        objects = _Objects()
+        session = _Session(_load(task))
         send_message(b'"ready"')
         while True:
             try:
                 request = plain_data.parse(receive_message())
             except EOFError:
                 break
-            send_message(_answer(namespace, objects, request))
-    except BaseException as error:
-        code = (_exit_code(error) or 1) if isinstance(error, SystemExit) else 1
-        if not isinstance(error, SystemExit):
-            sys.excepthook(*typing.cast(Any, sys.exc_info()))
+            send_message(session.answer(request))
+    except SystemExit as error:
+        code = _exit_code(error) or 1
+    except BaseException:
+        sys.excepthook(*typing.cast(Any, sys.exc_info()))
+        code = 1
     try:
         sys.stderr.flush()
     finally:

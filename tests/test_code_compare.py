@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from thinkrl.rewards.code_compare import same_output, same_value
 from thinkrl.rewards.plain_data import NotPlain, dumps, from_json, loads, parse, to_json
 
@@ -64,7 +63,9 @@ def test_bytes_that_are_no_text_equal_nothing() -> None:
         ("yes", "no", False),
     ],
 )
-def test_a_stated_tolerance_holds_for_plain_numbers(printed: str, expected: str, same: bool) -> None:
+def test_a_stated_tolerance_holds_for_plain_numbers(
+    printed: str, expected: str, same: bool
+) -> None:
     assert same_output(printed.encode(), expected, float_tol=1e-6) is same
 
 
