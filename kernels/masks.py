@@ -11,9 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from .block_lists import BlockLists, block_lists
 
 # A new bucket of rows costs some kernel launches: worth it once padding would waste this many
 # query-key pairs more, and more than this share of the useful ones.
@@ -78,6 +81,7 @@ class Mask:
     num_queries: int
     pattern: str | None = None
     row_list: tuple[Row, ...] | None = field(default=None, repr=False)
+    _made: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def num_keys(self) -> int:
@@ -103,17 +107,29 @@ class Mask:
             return None
         return _plan(self, self.row_list)
 
+    def blocks(self, block_q: int, block_k: int) -> tuple[BlockLists, BlockLists]:
+        """The tiles to visit, by block of queries and by block of keys; built once per size."""
+        key = block_q, block_k
+        if key not in self._made:
+            self._made[key] = block_lists(
+                self.lo_S, self.hi_S, self.num_queries, block_q=block_q, block_k=block_k
+            )
+        return self._made[key]
+
     def to(self, device: torch.device | str) -> Mask:
-        """The same mask on another device."""
-        if torch.device(device) == self.device:
+        """The same mask on another device; one copy per device, so that layers share its plan."""
+        device = torch.device(device)
+        if device == self.device:
             return self
-        return Mask(
-            self.lo_S.to(device),
-            self.hi_S.to(device),
-            self.num_queries,
-            pattern=self.pattern,
-            row_list=self.row_list,
-        )
+        if device not in self._made:
+            self._made[device] = Mask(
+                self.lo_S.to(device),
+                self.hi_S.to(device),
+                self.num_queries,
+                pattern=self.pattern,
+                row_list=self.row_list,
+            )
+        return self._made[device]
 
 
 def causal(num_queries: int, num_keys: int | None = None) -> Mask:
