@@ -20,6 +20,7 @@ from .math_read import read
 from .math_slow import pool
 from .math_values import Choice, Many, Quantity, Value, Word
 
+MAX_TEXT = 2000  # characters of a text answer
 OPTIONS = frozenset(["rounding", "options", "unevaluated"])
 
 
@@ -41,9 +42,9 @@ def explain(
 ) -> dict[str, Any]:
     """The verdict with its grounds.
 
-    Keys: correct, status ("matched", "different", "no_answer", "timeout"), rule (what matched),
-    source (where the answer stood), extracted, answer_read, gold_read. Raises ValueError as
-    `verify`.
+    Keys: correct, status ("matched", "different", "no_answer", "timeout" or "error"), rule (what
+    matched), source (where the answer stood), extracted, answer_read, gold_read.
+    Raises ValueError as `verify`.
     """
     unknown = set(options) - OPTIONS
     if unknown:
@@ -82,6 +83,9 @@ def explain(
         )
     except NoValue:
         report["status"] = "timeout"
+        return report
+    except Exception as error:  # a completion must not be able to stop a training run
+        report.update(status="error", rule=f"{type(error).__name__}: {error}"[:200])
         return report
     report.update(correct=bool(rule), status="matched" if rule else "different", rule=rule)
     return report
@@ -178,12 +182,18 @@ def read_gold(gold: str) -> tuple[Value, ...]:
     """The readings of a gold. Raises ValueError (GoldError) when there is none."""
     text = gold_text(gold)
     values = read(text) if len(text) <= MAX_CHARS else ()
-    values = tuple(v for v in values if not (isinstance(v, Word) and not v.text))
+    values = tuple(v for v in values if not isinstance(v, Word) or _is_text(v.text))
     if not values:
         raise GoldError(
             f"math_answer: the gold {gold[:80]!r} cannot be read; give a number, expression or text"
         )
     return values
+
+
+def _is_text(text: str) -> bool:
+    """Whether an answer that is not read as mathematics makes sense as a text to be repeated."""
+    whole = text.count("{") == text.count("}") and text.count("(") == text.count(")")
+    return whole and len(text) <= MAX_TEXT and any(map(str.isalnum, text))
 
 
 def _read_part(part: tuple[str, ...], options: Any) -> tuple[Value, ...]:

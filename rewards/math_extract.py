@@ -30,6 +30,11 @@ _GAP = re.compile(
     r"|\bmaybe\b|\bperhaps\b|\bpossibly\b|(?:\\?[A-Za-z]\w?|\([a-zA-Z]\))\s*(?:=|:))*",
     re.I,
 )
+_FILLER = re.compile(
+    r"\b(?:the|final|answers?|is|are|also|it|could|be|can|possible|another|one|candidate|option|choice|solution|might"
+    r"|may|my|guess)\b|[0-9#:]",
+    re.I,
+)
 _HEDGE = re.compile(r"\b(?:or|alternatively|either|maybe|perhaps|possibly|otherwise)\b", re.I)
 _CORRECTION = re.compile(
     r"\b(?:wait|actually|correct(?:ion|ed)?|mistake|rather|no|instead|final|so|thus|therefore)\b",
@@ -56,17 +61,20 @@ _REASON = re.compile(
     r"|\s+[\u2014\u2013]\s+|\s+-\s+(?=[a-z])|;\s",
     re.I,
 )
-_WORDS = re.compile(r"(?:[^\s]+\s+){3}", re.S)  # prose, not a bare answer
+_WORDS = re.compile(r"[A-Za-z][a-z']+,?\s+\S+\s+\S")  # prose, not a bare answer
 _ARITHMETIC = re.compile(r"(?:[-+*/\u00d7\u00f7^().,$\u20ac\u00a3%=\s0-9]|\b[b-zB-HJ-Z]\b)+")
+_CAUSE = re.compile(r"[,;]?\s+(?:because|since)\b", re.I)
 _SEGMENT = re.compile(r"\$\$?([^$]{1,300}?)\$\$?|\\\((.{1,300}?)\\\)|\\\[(.{1,300}?)\\\]", re.S)
 _NUMBER = re.compile(
     r"(?<![\w.])[-\u2212]?[$\u20ac\u00a3]?\s?(?:[0-9]{1,3}(?:,[0-9]{3})+"
     r"|[0-9]+)(?:\.[0-9]+)?(?:/[0-9]+)?\s?%?(?!\w)"
 )
+_NAME = re.compile(r"\\?[A-Za-z]{1,2}(?:_\{?\w\}?)?")  # of what the sentence is about
 _DOUBT = re.compile(
     r"\?|\b(?:not|no|or|maybe|perhaps|if|guess|possibly|could|might|either|cannot|can't|don't"
     r"|unknown|unsure|"
-    r"options?|choices?|wrong|incorrect|let|suppose|assume)\b|n't",
+    r"options?|choices?|wrong|incorrect|let|suppose|assume|between)\b"
+    r"|n't|\b(?:more|less|greater|fewer|larger|smaller) than\b|\bat (?:least|most)\b",
     re.I,
 )
 
@@ -157,7 +165,9 @@ def _extract_from(text: str, where: str) -> Extraction:
         return Extraction(found.parts, where + found.source)
     bare = text.strip()
     if len(bare) <= MAX_BARE and (where or "\n" not in bare or len(bare) < 200):
-        spellings = (bare, *_sentence_value(bare)) if _WORDS.match(bare) and not where else (bare,)
+        spellings = (bare,)
+        if _WORDS.match(bare):
+            spellings = (bare, *_sentence_value(bare), *_CAUSE.split(bare, maxsplit=1)[:1])
         return Extraction((spellings,), where + "bare answer")
     value = _sentence_value(text)
     return Extraction((value,), where + "last sentence") if value else NOTHING
@@ -220,7 +230,7 @@ def _side_by_side(gap: str) -> bool:
     """Whether two boxes list values of one answer: only separators between, or words of doubt."""
     if len(gap) > 80:
         return False
-    if _GAP.fullmatch(gap):
+    if _GAP.fullmatch(gap) or _GAP.fullmatch(_FILLER.sub(" ", gap)):
         return True
     return bool(_HEDGE.search(gap)) and not _CORRECTION.search(gap) and "\n" not in gap
 
@@ -239,11 +249,9 @@ def _hashes(text: str) -> Extraction | None:
 def _stated(text: str) -> Extraction | None:
     """The last "the answer is ..." or heading "Answer"; choices as "(B) is correct"."""
     tail = text[-20_000:]
-    last = None
-    for pattern in (_STATEMENT, _HEADING):
-        for match in pattern.finditer(tail):
-            if (last is None or match.end() > last.end()) and tail[match.end() :].strip():
-                last = match
+    found = [m for pattern in (_STATEMENT, _HEADING) for m in pattern.finditer(tail)]
+    found = sorted((m for m in found if tail[m.end() :].strip()), key=lambda m: m.end())
+    last = found[-1] if found else None
     letter = None
     for match in _LETTER_STATEMENT.finditer(tail):
         letter = match
@@ -251,9 +259,24 @@ def _stated(text: str) -> Extraction | None:
         return Extraction((((letter[1] or letter[2]),),), "choice")
     if last is None:
         return None
-    rest = tail[last.end() :].lstrip(" \t\n:*_")[:MAX_STATEMENT]
-    spellings = _spellings(rest)
-    return Extraction((spellings,), "statement") if spellings else None
+    parts = [_spellings(_statement(tail, last.end()))]
+    for match in reversed(found[:-1]):
+        start = last.start() if match.end() <= last.start() else match.end()
+        rest = _statement(tail[:start], match.end())
+        spellings = _spellings(rest)
+        named = bool(spellings) and _FILLER.sub("", spellings[0]).strip() != ""
+        if spellings and not named and spellings[0].strip()[:1].isdigit():
+            named = True
+        if not named or len(rest) > len(spellings[0]) + 8 or len(parts) >= MAX_PIECES:
+            break  # other text between: the last statement stands alone
+        parts.insert(0, spellings)
+        last = match
+    parts = [part for part in parts if part]
+    return Extraction(tuple(parts), "statement") if parts else None
+
+
+def _statement(text: str, start: int) -> str:
+    return text[start:].lstrip(" \t\n:*_")[:MAX_STATEMENT]
 
 
 def _spellings(rest: str) -> tuple[str, ...]:
@@ -297,7 +320,7 @@ def _sentence_value(text: str) -> tuple[str, ...]:
         return ()
     segments = _segments(sentence)
     if segments:
-        unique = list(dict.fromkeys(segments))
+        unique = list(dict.fromkeys(s for s in segments if not _NAME.fullmatch(s)))
         return (unique[0],) if len(unique) == 1 else ()
     if "\\" in sentence:
         return ()

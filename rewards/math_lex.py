@@ -218,6 +218,8 @@ class _Lexer:
             self.add("const", CONSTANTS.get(run) or CONSTANTS[lower])
         elif not in_text and len(run) > 2 and run in GREEK_NAMES:
             self.add("id", run)
+        elif run in ("x", "X", "U") and self.between(run, end):
+            self.add("op", "cup" if run == "U" else "*")
         elif len(run) == 1 and not in_text:
             after_number = bool(self.tokens) and self.tokens[-1].kind == "num"
             if self.unit_letters and (after_number or self.after_unit()) and run not in "eixyzn":
@@ -237,6 +239,19 @@ class _Lexer:
         else:
             self.add("word", run, in_text=in_text)
         return end
+
+    def between(self, run: str, end: int) -> bool:
+        """Whether an x stands between two numbers (2 x 10^5), or a U between two intervals."""
+        last = self.tokens[-1] if self.tokens else None
+        following = self.text[end : end + 20].lstrip()[:1]
+        if run == "U":
+            return (
+                last is not None
+                and last.value in (")", "]", "rbrace")
+                and following in ("(", "[", "\\")
+            )
+        spaced = self.spaced and self.text[end : end + 1].isspace()
+        return last is not None and last.kind == "num" and spaced and following.isdigit()
 
     def after_quantity(self) -> bool:
         """Whether a letter in text is a unit: behind a number or another unit."""

@@ -388,7 +388,7 @@ class Parser:
                 if self.accept("^") and self.accept("{"):
                     self.pos += 2
                 else:
-                    self.accept("deg")
+                    self.pos += 1
                 node = self.degrees(node)
             elif self.is_op("'") and node[0] in ("sym", "call", "deg"):
                 count = 0
@@ -407,9 +407,9 @@ class Parser:
         return ("deg", node)
 
     def at_degree(self) -> bool:
-        return self.peek(1).value == "deg" or (
-            self.peek(1).value == "{" and self.peek(2).value == "deg" and self.peek(3).value == "}"
-        )
+        """Whether a power is a degree sign, also written as the letter o."""
+        first, second, third = (self.peek(offset).value for offset in (1, 2, 3))
+        return first in ("deg", "o") or (first == "{" and second in ("deg", "o") and third == "}")
 
     # ---- atoms
 
@@ -509,12 +509,12 @@ class Parser:
         if value not in pairs:
             raise Unreadable(f"{value!r} is not understood here")
         self.take()
-        bars, self.bars = self.bars, 1 if value == "lbrace" else 0
-        self.braces += value == "lbrace"
+        bars, self.bars = self.bars, 1 if self.has_condition(value) else 0
+        self.braces += value in ("lbrace", "{")
         if self.is_op(*pairs[value]):
             self.take()
             self.bars = bars
-            self.braces -= value == "lbrace"
+            self.braces -= value in ("lbrace", "{")
             if value in ("{", "lbrace"):
                 return ("const", "empty")
             raise Unreadable("empty brackets")
@@ -525,8 +525,20 @@ class Parser:
             node = ("builder", node, self.items())
         close = self.expect(*pairs[value])
         self.bars = bars
-        self.braces -= value == "lbrace"
+        self.braces -= value in ("lbrace", "{")
         return bracket_node(value, close, node)
+
+    def has_condition(self, opening: str) -> bool:
+        """Whether a lone bar in these braces starts the condition of a set: {x | x > 2}."""
+        if opening not in ("{", "lbrace"):
+            return False
+        level, bars = 0, 0
+        for token in self.tokens[self.pos :]:
+            level += (token.value in ("{", "lbrace")) - (token.value in ("}", "rbrace"))
+            if level < 0:
+                break
+            bars += token.value == "|"
+        return bars % 2 == 1
 
     def tex_argument(self, *, whole: bool = False) -> Node:
         """A TeX argument: a braced group, or one digit, letter or command."""

@@ -9,12 +9,14 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
+from .math_equal import same_value, variables
+from .math_eval import LOW, Budget, NoValue, context, numeric
 from .math_forms import LEAD, PROSE, clean, fold, plain, quick_reading, special_readings, text_list
 from .math_lex import MAX_CHARS, Unreadable, tokenize
 from .math_nodes import Node
 from .math_numerals import literal
 from .math_parse import Parser
-from .math_regions import Region, interval, region_of
+from .math_regions import Region, interval, region_of, solve
 from .math_symbols import words
 from .math_units import DEGREE, NO_UNIT
 from .math_values import (
@@ -33,17 +35,23 @@ from .math_values import (
     Word,
 )
 
+_CACHED_CHARS = 500  # longer answers are rarely seen twice
+_CHECK_S = 0.2  # to check that a chain of equal values is one
 MAX_EXPANSION = 16  # values of an expression with several plus-minus signs
 
 
 _UNIT_LETTERS = re.compile(r"[0-9)}]\s+[A-Za-z]\b|[0-9]\s?[A-Za-z]\s*/|[A-Za-z]\s*[/^]")
 
 
-@lru_cache(maxsize=8192)
 def read(text: str) -> tuple[Value, ...]:
     """Every reading of an answer, the likeliest first. Never raises: the last resort is Word."""
     if len(text) > 4 * MAX_CHARS:
         return (Word(""),)
+    return _read(text) if len(text) <= _CACHED_CHARS else _read.__wrapped__(text)
+
+
+@lru_cache(maxsize=4096)
+def _read(text: str) -> tuple[Value, ...]:
     text = clean(text)
     quick = quick_reading(text)
     if quick is not None:
@@ -54,6 +62,9 @@ def read(text: str) -> tuple[Value, ...]:
     if _UNIT_LETTERS.search(text):
         value = _parse(text, unit_letters=True)
         found.extend([value] if value is not None and value not in found else [])
+    if isinstance(value, Quantity | Assign) and r"\approx" in text:
+        rounded = _parse(text.rpartition(r"\approx")[2], unit_letters=False)
+        found.extend([rounded] if isinstance(rounded, Quantity) else [])
     if any(not isinstance(v, Choice) for v in found):
         if PROSE.fullmatch(plain(text)):
             found.append(Word(fold(text)))
@@ -71,7 +82,7 @@ def _parse(text: str, *, unit_letters: bool) -> Value | None:
     try:
         parser = Parser(tokenize(text, unit_letters=unit_letters))
         return convert(parser.parse())
-    except (Unreadable, RecursionError, ZeroDivisionError):
+    except (Unreadable, NoValue, RecursionError, ArithmeticError):
         return None
 
 
@@ -306,8 +317,6 @@ def _relation(ops: tuple[str, ...], sides: tuple[Node, ...]) -> Value:
 
 def order_relation(ops: tuple[str, ...], sides: tuple[Node, ...]) -> Value:
     """An inequality as the interval of its variable where it is one."""
-    from .math_regions import solve
-
     for side in sides:
         if side[0] in _NO_EXPRESSION - {"base"}:
             raise Unreadable("an inequality of collections")
@@ -372,23 +381,18 @@ def _assigned(target: Node, ops: tuple[str, ...], sides: tuple[Node, ...]) -> Va
 
 
 def _is_constant(sides: tuple[Node, ...]) -> bool:
-    from .math_equal import variables
-
     return not any(variables(side) for side in sides)
 
 
 def _chain(ops: tuple[str, ...], sides: tuple[Node, ...]) -> Value:
     """`1/2 = 0.5`: one value written several ways, or senseless when the sides differ."""
-    from .math_equal import same_value
-    from .math_eval import Budget, NoValue
-
     values = [convert(side) for side in sides]
     first = values[0]
     if not all(isinstance(v, Quantity) for v in values):
         raise Unreadable("a chain of collections")
     for op, left, right in zip(ops, values, values[1:], strict=False):
         try:
-            if op == "=" and not same_value(_as_number(left), _as_number(right), Budget(0.2)):
+            if op == "=" and not same_value(_as_number(left), _as_number(right), Budget(_CHECK_S)):
                 raise Unreadable("a false equation")
             if op == "~" and not _roughly(left.node, right.node):
                 raise Unreadable("a false approximation")
@@ -403,8 +407,15 @@ def _as_number(value: Quantity) -> Node:
 
 
 def _roughly(left: Node, right: Node) -> bool:
-    from .math_eval import LOW, Budget, context, numeric
-
+    """Whether the right side is the left one rounded: to its own decimals, or within 1 %."""
     mp = context(LOW)
-    a, b = (numeric(node, {}, mp, Budget(0.2)) for node in (left, right))
-    return abs(a - b) <= abs(a) / 20
+    a, b = (numeric(node, {}, mp, Budget(_CHECK_S)) for node in (left, right))
+    return abs(a - b) <= _unit_in_last_place(right, abs(a) / 100)
+
+
+def _unit_in_last_place(node: Node, default: Any) -> Any:
+    if node[0] == "neg":
+        node = node[1]
+    if node[0] != "num":
+        return default
+    return next((10.0**-d for d in range(13) if node[1] * 10**d % 1 == 0), default)

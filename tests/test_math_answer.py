@@ -112,7 +112,9 @@ def test_budget_bounds_the_work_of_one_verdict() -> None:
 # ---- golds and options
 
 
-@pytest.mark.parametrize("gold", ["", "   ", "$$", r"\boxed{}", "####", "x" * 7000])
+@pytest.mark.parametrize(
+    "gold", ["", "   ", "$$", r"\boxed{}", "####", "x" * 7000, r"\frac{1}{", "(1, 2", "???"]
+)
 def test_an_unreadable_gold_raises(gold: str) -> None:
     with pytest.raises(ValueError, match="math_answer: the gold"):
         verify("5", gold)
