@@ -166,7 +166,7 @@ def test_test_code_runs_against_remote_objects(assertion: str, holds: bool) -> N
 def test_humaneval_completions_may_be_a_body_or_the_whole_function() -> None:
     tests = {
         "entry_point": "add",
-        "prompt": "from typing import List\n\n\ndef add(a: List[int], b: int) -> int:\n    '''Add.'''\n",
+        "prompt": "from typing import List\n\ndef add(a: List[int], b: int) -> int:\n    # add\n",
         "test": "def check(candidate):\n    assert candidate([1], 2) == 3\n",
     }
     bodies = [
@@ -252,7 +252,7 @@ def test_batches_async_and_early_stop() -> None:
     assert (stopped.total, len(stopped.cases)) == (2, 1)
 
     async def both() -> list[CodeResult]:
-        return await asyncio.gather(arun_tests(good, ECHO), arun_tests(bad, ECHO))
+        return list(await asyncio.gather(arun_tests(good, ECHO), arun_tests(bad, ECHO)))
 
     assert [r.status for r in asyncio.run(both())] == ["passed", "wrong_answer"]
 
