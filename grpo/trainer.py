@@ -350,7 +350,7 @@ def _reward_suite(reward_funcs: Any, weights: Sequence[float] | None) -> RewardS
     if isinstance(reward_funcs, RewardSuite):
         return reward_funcs
     one = callable(reward_funcs) or isinstance(reward_funcs, str)
-    functions: list[Any] = [reward_funcs] if one else list(reward_funcs)
+    functions: list[Any] = [reward_funcs] if one else [*reward_funcs]  # type: ignore[misc]
     loaded = [load_reward(f) if isinstance(f, str) else f for f in functions]
     return RewardSuite(loaded, weights)
 

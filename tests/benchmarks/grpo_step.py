@@ -64,15 +64,16 @@ def run_trl(checkpoint: Path, steps: int, *, bf16: bool) -> Steps:
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.started = time.perf_counter()
+            self.started = time.perf_counter(), time.process_time()
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if logs and "reward" in logs:
                 measured[-1]["reward"] = float(logs["reward"])
 
-        def on_step_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
-            tokens = float(state.num_input_tokens_seen)
-            measured.append({"s": time.perf_counter() - self.started, "tokens": tokens})
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            wall, cpu = self.started
+            spent = {"s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
+            measured.append(spent)
 
     with tempfile.TemporaryDirectory() as folder:
         trainer = TRLTrainer(
@@ -127,13 +128,48 @@ def run_ours(checkpoint: Path, steps: int, **settings: Any) -> Steps:
             tokenizer=word_tokenizer(),
             folder=RunFolder(folder),
         )
+        spent = {"forward": 0.0, "backward": 0.0}
+        trainer.policy.token_logprobs = timed(trainer.policy.token_logprobs, spent, "forward")
+        trainer.accelerator.backward = timed(trainer.accelerator.backward, spent, "backward")
+        cpu: list[float] = []
+        trainer.train_step = timed_steps(trainer.train_step, cpu)
         trainer.train()
         text = (Path(folder) / "metrics.jsonl").read_text()
     measured = []
-    for row in map(json.loads, text.splitlines()):
+    for row, cpu_s in zip(map(json.loads, text.splitlines()), cpu, strict=True):
         phases = {name: row[name] for name in PHASES}
-        measured.append({"s": row["time/step"], "reward": row["reward"], **phases})
-    return measured
+        spent_s = {"s": row["time/step"], "cpu_s": cpu_s}
+        measured.append({**spent_s, "reward": row["reward"], **phases})
+    # Forward and backward over all steps, the first included: shares, not seconds, are reported.
+    total = sum(step["s"] for step in measured)
+    rollout = sum(step["time/rollout"] for step in measured)
+    shares = {name: seconds / total for name, seconds in spent.items()} | {
+        "rollout": rollout / total
+    }
+    shares["the rest"] = 1 - sum(shares.values())
+    return [
+        {**step, **{f"share/{name}": share for name, share in shares.items()}} for step in measured
+    ]
+
+
+def timed_steps(function: Callable[[], Any], cpu: list[float]) -> Callable[[], Any]:
+    def run() -> Any:
+        started = time.process_time()
+        result = function()
+        cpu.append(time.process_time() - started)
+        return result
+
+    return run
+
+
+def timed(function: Callable[..., Any], spent: dict[str, float], name: str) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        started = time.perf_counter()
+        result = function(*args, **kwargs)
+        spent[name] += time.perf_counter() - started
+        return result
+
+    return run
 
 
 CONFIGURATIONS: dict[str, Callable[[Path, int], Steps]] = {
@@ -154,7 +190,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    seconds: dict[str, list[float]] = {name: [] for name in CONFIGURATIONS}
+    seconds: dict[str, Steps] = {name: [] for name in CONFIGURATIONS}
     last: dict[str, Steps] = {}
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "model"
@@ -163,23 +199,28 @@ def main() -> None:
         for turn in range(arguments.rounds):
             for name, run in CONFIGURATIONS.items():
                 last[name] = run(checkpoint, arguments.steps)
-                seconds[name] += [step["s"] for step in last[name][1:]]
-                print(
-                    f"round {turn + 1}  {name}: {statistics.median(seconds[name]):.3f} s",
-                    flush=True,
-                )
+                seconds[name] += last[name][1:]
+                print(f"round {turn + 1}  {name}: {median(seconds[name], 's'):.3f} s", flush=True)
     report(seconds, last, arguments.out)
 
 
-def report(seconds: dict[str, list[float]], last: dict[str, Steps], out: Path | None) -> None:
-    base = statistics.median(seconds["trl fp32"])
+def median(steps: Steps, key: str) -> float:
+    return statistics.median(step[key] for step in steps)
+
+
+def report(seconds: dict[str, Steps], last: dict[str, Steps], out: Path | None) -> None:
+    """Ratios of wall time, and of processor time, which a busy machine disturbs less."""
     lines = []
-    for name, values in seconds.items():
-        median = statistics.median(values)
+    for name, steps in seconds.items():
         curve = [round(step.get("reward", float("nan")), 3) for step in last[name]]
-        row: dict[str, Any] = {"configuration": name, "s_per_step": round(median, 4)}
-        row |= {"times_trl_fp32": round(base / median, 2), "reward_curve": curve}
-        for phase in [phase for phase in PHASES if phase in last[name][-1]]:
+        row: dict[str, Any] = {"configuration": name}
+        for key, label in (("s", "wall"), ("cpu_s", "cpu")):
+            row[f"{label}_s_per_step"] = round(median(steps, key), 4)
+            for base in ("trl fp32", "trl bf16"):
+                ratio = median(seconds[base], key) / median(steps, key)
+                row[f"{label}_times_{base.replace(' ', '_')}"] = round(ratio, 2)
+        row["reward_curve"] = curve
+        for phase in [key for key in last[name][-1] if key.startswith(("time/", "share/"))]:
             row[phase] = round(statistics.median(step[phase] for step in last[name][1:]), 4)
         lines.append(row)
         print(json.dumps(row))
