@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from .objectives import Mean, Metrics, merge_metrics
 
@@ -22,6 +23,20 @@ def process_state() -> PartialState:
     """
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     return PartialState(cpu=True) if several and not torch.cuda.is_available() else PartialState()
+
+
+def on_first_process(make: Callable[[], Item]) -> Item:
+    """What the first process makes, or the mistake it finds, on every process."""
+    made: list[Any] = [None, None]
+    if process_state().is_main_process:
+        try:
+            made[0] = make()
+        except (ValueError, OSError) as error:
+            made[1] = error
+    value, error = broadcast_object_list(made)
+    if error is not None:
+        raise error
+    return value
 
 
 def gather_objects(items: Sequence[Item]) -> list[Item]:

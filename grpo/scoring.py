@@ -84,10 +84,15 @@ def _sample(prompt: Prompt, rollout: Rollout, scores: Scores, i: int, config: GR
             "rewards": rewards,
             "reward": total,
             "finish_reason": rollout.finish_reason,
-            "extra": {name: values[i] for name, values in scores.extra.items()},
+            "extra": {name: _storable(values[i]) for name, values in scores.extra.items()},
             "metrics": scores.metrics if i == 0 else {},
         },
     )
+
+
+def _storable(value: Any) -> Any:
+    """What a reward logged, as a checkpoint and a parquet file can hold it."""
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
 def has_signal(group: Sequence[Sample]) -> bool:

@@ -9,7 +9,6 @@ import resource
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
 
 from ..models.adapters import base_model
 from . import tracking
 from .build import Materials, build_materials, build_model, build_tokenizer, describe_model
 from .checkpoint import Checkpoints, RunError, read_state
 from .config import GRPOConfig, Recipe, SFTConfig
-from .distributed import process_state
+from .distributed import on_first_process, process_state
 from .model_card import model_card
 from .recipe import differences, load_recipe, to_yaml
 from .schema import ConfigError
@@ -54,7 +52,7 @@ def run_recipe(recipe: Recipe, options: Options = Options()) -> Path:
     if recipe.cpu_threads is not None:
         torch.set_num_threads(recipe.cpu_threads)
     state = process_state()
-    run_dir, notes = _on_main(lambda: _resumed_run(recipe, options.resume))
+    run_dir, notes = on_first_process(lambda: _resumed_run(recipe, options.resume))
     tokenizer = build_tokenizer(recipe)
     done = _finished_stages(recipe, run_dir) if run_dir else 0
     first = _seeded_model(recipe, tokenizer, done, run_dir, device=state.device)
@@ -177,13 +175,13 @@ def _run_folder(recipe: Recipe, resumed: Path | None, options: Options) -> Any:
     if resumed is not None:
         yield resumed
     elif options.dry_run:
-        path = _on_main(lambda: Path(tempfile.mkdtemp(prefix="thinkrl-dry-run-")))
+        path = on_first_process(lambda: Path(tempfile.mkdtemp(prefix="thinkrl-dry-run-")))
         try:
             yield path
         finally:
             shutil.rmtree(path, ignore_errors=True)
     else:
-        yield _on_main(lambda: _new_run(recipe))
+        yield on_first_process(lambda: _new_run(recipe))
 
 
 def _new_run(recipe: Recipe) -> Path:
@@ -238,20 +236,6 @@ def _is_finished(recipe: Recipe, run_dir: Path) -> bool:
     if latest is None or not (run_dir / "final").is_dir():
         return False
     return read_state(latest)["step"] >= recipe.stage_config(recipe.stages[-1]).max_steps
-
-
-def _on_main(make: Callable[[], Any]) -> Any:
-    """What the first process makes, or the mistake it finds, on every process."""
-    made: list[Any] = [None, None]
-    if process_state().is_main_process:
-        try:
-            made[0] = make()
-        except (ValueError, OSError) as error:
-            made[1] = error
-    value, error = broadcast_object_list(made)
-    if error is not None:
-        raise error
-    return value
 
 
 # -- what is shown ------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..models.adapters import has_lora
 from ..models.registry import load_model
 from ..models.tokenizer import eos_token_ids, load_tokenizer
 from ..rewards.compose import RewardSuite
@@ -19,7 +20,7 @@ from .batch import MicroBatch, Sample, shard
 from .config import GRPOConfig
 from .credit import assign_advantages
 from .data import PromptOrder, PromptSet, as_prompts
-from .distributed import gather_interleaved, gather_objects
+from .distributed import gather_interleaved, gather_objects, on_first_process
 from .evaluate import evaluate
 from .objectives import (
     Metrics,
@@ -82,7 +83,12 @@ class GRPOTrainer(Stage):
         )
         self.rewards = _reward_suite(reward_funcs, reward_weights)
         self.objective = objective_of(config)
-        folder = folder or RunFolder(Path(config.run_dir or new_run_dir("grpo")))
+        if config.ref_refresh_steps and has_lora(model):
+            raise ValueError(
+                "trainer.ref_refresh_steps: under LoRA the reference is the frozen base model, "
+                "which cannot be refreshed; set it to 0"
+            )
+        folder = folder or RunFolder(config.run_dir or on_first_process(_own_run_dir))
         super().__init__(model, config, tokenizer=tokenizer, folder=folder, display=display)
         self.config: GRPOConfig = config
         self.order = PromptOrder(
@@ -344,6 +350,10 @@ def _model_and_tokenizer(model: nn.Module | str, tokenizer: Any) -> tuple[nn.Mod
     if tokenizer is None:
         raise ValueError("tokenizer: missing; a model that is not a path needs one")
     return model, tokenizer
+
+
+def _own_run_dir() -> Path:
+    return new_run_dir("grpo")
 
 
 def _reward_suite(reward_funcs: Any, weights: Sequence[float] | None) -> RewardSuite:
