@@ -1,13 +1,15 @@
-"""Attention with the masks of `masks.py`; the PyTorch backend, exact on every device."""
+"""Attention with the masks of `masks.py`: one door to the Triton kernels and to PyTorch's SDPA."""
 
 from __future__ import annotations
 
-from typing import Literal
+from functools import lru_cache
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .backend import resolve_backend
 from .masks import Bucket, Mask, RowPlan, causal
 
 # Below this many keys, SDPA's bfloat16 backward on a CPU is slower than its float32 one.
@@ -29,20 +31,26 @@ def attention(
     attention, arXiv 2305.13245). `mask`: a `Mask` over T queries and S keys, shared by the B rows,
     or over B*T and B*S laid end to end; or a bool tensor that broadcasts to [B, 1, T, S], True =
     visible; or "causal", the queries being the last T of S positions. A query that sees no key
-    gives 0. `scale` defaults to 1/sqrt(D). Raises ValueError on shapes that do not fit.
+    gives 0. `scale` defaults to 1/sqrt(D). `backend` is "auto" (None), "triton" or "torch", see
+    `backend.py`; what the Triton kernels do not take (a bool tensor, float64, a head width over
+    256) "auto" gives to torch and "triton" refuses. Raises ValueError on shapes that do not fit.
     """
-    if backend not in (None, "torch"):
-        raise ValueError(f"backend={backend!r}: unknown; use 'torch'")
     if q_BTHD.dim() == 3:
         q, k, v = (x.unsqueeze(0) for x in (q_BTHD, k_BSKD, v_BSKD))
         return attention(q, k, v, mask=mask, scale=scale, backend=backend).squeeze(0)
     _check_shapes(q_BTHD, k_BSKD, v_BSKD)
+    if isinstance(mask, str) and mask != "causal":
+        raise ValueError(f"mask={mask!r}: unknown; give a Mask, a bool tensor or 'causal'")
+    if resolve_backend(backend or "auto", device=q_BTHD.device) == "triton":
+        problem = _not_for_triton(q_BTHD, k_BSKD, v_BSKD, mask, scale)
+        if problem is None:
+            return _flash(q_BTHD, k_BSKD, v_BSKD, mask=mask, scale=scale)
+        if backend == "triton":
+            raise ValueError(problem)
     if isinstance(mask, Tensor):
         return _sdpa(q_BTHD, k_BSKD, v_BSKD, visible=mask, scale=scale)
     if isinstance(mask, Mask):
         return _masked(q_BTHD, k_BSKD, v_BSKD, mask=mask.to(q_BTHD.device), scale=scale)
-    if mask != "causal":
-        raise ValueError(f"mask={mask!r}: unknown; give a Mask, a bool tensor or 'causal'")
     num_queries, num_keys = q_BTHD.shape[1], k_BSKD.shape[1]
     if num_queries == 1 or num_queries == num_keys:
         return _sdpa(q_BTHD, k_BSKD, v_BSKD, is_causal=num_queries > 1, scale=scale)
@@ -58,16 +66,51 @@ def _check_shapes(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor) -> None:
         raise ValueError(f"q, k, v of shapes {shapes}: need [B,T,H,D], [B,S,K,D], H multiple of K")
 
 
-def _masked(q: Tensor, k: Tensor, v: Tensor, *, mask: Mask, scale: float | None) -> Tensor:
+def _over_one_row(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> bool:
+    """Whether the mask is over the rows laid end to end. Raises ValueError if it does not fit."""
     B, T, S = q.shape[0], q.shape[1], k.shape[1]
-    if (mask.num_queries, mask.num_keys) == (B * T, B * S) and B > 1:
+    size = mask.num_queries, mask.num_keys
+    if size == (T, S):
+        return False
+    if size != (B * T, B * S):
+        raise ValueError(
+            f"mask of {size[0]} queries x {size[1]} keys: the tensors have {T} x {S} in {B} rows"
+        )
+    return True
+
+
+def _not_for_triton(
+    q: Tensor, k: Tensor, v: Tensor, mask: Mask | Tensor | str, scale: float | None
+) -> str | None:
+    from .flash_attention import unsupported
+
+    if isinstance(mask, Tensor):
+        return "mask is a bool tensor: backend 'triton' takes a Mask or 'causal'"
+    return unsupported(q, k, v, scale=scale)
+
+
+def _flash(q: Tensor, k: Tensor, v: Tensor, *, mask: Any, scale: float | None) -> Tensor:
+    from .flash_attention import flash_attention  # only here: triton is not on every platform
+
+    if isinstance(mask, str):
+        mask = _causal(q.shape[1], k.shape[1], q.device)
+    if _over_one_row(q, k, v, mask):
+        rows = (x.reshape(1, -1, *x.shape[2:]) for x in (q, k, v))
+        return _flash(*rows, mask=mask, scale=scale).view(q.shape)
+    return flash_attention(q, k, v, mask=mask.to(q.device), scale=scale)
+
+
+@lru_cache(maxsize=16)
+def _causal(num_queries: int, num_keys: int, device: torch.device) -> Mask:
+    """One object for all layers and steps, so that its lists of tiles are built once."""
+    return causal(num_queries, num_keys).to(device)
+
+
+def _masked(q: Tensor, k: Tensor, v: Tensor, *, mask: Mask, scale: float | None) -> Tensor:
+    B, T = q.shape[:2]
+    if _over_one_row(q, k, v, mask):
         q, k, v = (x.reshape(1, -1, *x.shape[2:]) for x in (q, k, v))
         return _masked(q, k, v, mask=mask, scale=scale).reshape(B, T, *q.shape[2:3], -1)
-    if (mask.num_queries, mask.num_keys) != (T, S):
-        raise ValueError(
-            f"mask of {mask.num_queries} queries x {mask.num_keys} keys: "
-            f"the tensors have {T} x {S} in {B} rows"
-        )
     if mask.pattern is not None:
         return _sdpa(q, k, v, is_causal=mask.pattern == "causal", scale=scale)
     if B == 1 and mask.rows is not None:

@@ -97,7 +97,7 @@ def flash_forward(
     tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor]:
     """out_BTHD in q's dtype and lse_BHT (float32, base 2); the mask is shared by the B rows."""
-    B, T, H, D = q_BTHD.shape
+    B, T, H = q_BTHD.shape[:3]
     S, K = k_BSKD.shape[1:3]
     out_BTHD = torch.empty(q_BTHD.shape, dtype=q_BTHD.dtype, device=q_BTHD.device)
     lse_BHT = torch.empty(B, H, T, dtype=torch.float32, device=q_BTHD.device)

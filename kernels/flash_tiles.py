@@ -40,9 +40,7 @@ def load_tile(
 
 
 @triton.jit
-def store_tile(
-    base, stride, remaining, tile, ROWS: tl.constexpr, D: tl.constexpr, W: tl.constexpr
-):
+def store_tile(base, stride, remaining, tile, ROWS: tl.constexpr, D: tl.constexpr, W: tl.constexpr):
     """Write the first `remaining` rows and D columns of a [ROWS, W] tile."""
     row = tl.arange(0, ROWS)
     column = tl.arange(0, W)
