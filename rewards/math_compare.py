@@ -257,10 +257,7 @@ class Comparison:
     # ---- relations and regions
 
     def assign(self, gold: Assign, answer: Assign) -> str:
-        if gold.target == answer.target or {_function_name(gold), _function_name(answer)} == {
-            "f",
-            "y",
-        }:
+        if gold.target == answer.target or _same_name(_name(gold), _name(answer)):
             rule = self._named(self.match(gold.value, answer.value), "equation")
             if rule:
                 return rule
@@ -466,7 +463,14 @@ def _divides(node: Any) -> bool:
     return any(_divides(part) for part in node)
 
 
-def _function_name(value: Assign) -> str:
+def _same_name(name: str, other: str) -> bool:
+    """Whether y = ... may stand for f(x) = ..., or a bare x for the solution x_1."""
+    if "" in (name, other) or ("_" in name and "_" in other):
+        return False
+    return {name, other} == {"f", "y"} or name.partition("_")[0] == other.partition("_")[0]
+
+
+def _name(value: Assign) -> str:
     """`f` for f(x) = ..., `y` for y = ...: two ways to name the same function."""
     if value.target[0] == "call":
         return value.target[1] if len(value.target[2]) == 1 else ""
