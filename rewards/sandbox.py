@@ -18,6 +18,7 @@ import queue
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -28,12 +29,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from .cgroup import ControlGroup
 from .isolation import UNSAFE, IsolationError, Launcher, launchers
 from .zygote_protocol import CANCELLED, OUT_OF_MEMORY, OUT_OF_TIME, REPLY
 
 OUTPUT_BYTES = 16 << 20
 _START_S, _GRACE_S = 30.0, 15.0
 _PATIENCE = 2.0  # a program that the machine kept waiting may take this many times its wall time
+_CREDENTIALS = struct.Struct("iII")  # pid, uid, gid
 _Result = TypeVar("_Result")
 
 
@@ -87,6 +90,7 @@ class Slot:
         self._scratch = tempfile.mkdtemp(prefix="thinkrl-") if launcher is UNSAFE else None
         self._errors = os.memfd_create("thinkrl-errors")
         self._control, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         argv, environment = launcher.command(other.fileno(), self._scratch or "/tmp")
         try:
             self._process = subprocess.Popen(
@@ -105,12 +109,20 @@ class Slot:
         finally:
             other.close()
         _SLOTS.add(self)
+        self._group: ControlGroup | None = None
+        self._memory_bytes = 0
         self.hello = self._wait_for_hello()
+        if launcher is not UNSAFE:
+            self._group = ControlGroup(self._zygote_pid)
 
     def _wait_for_hello(self) -> dict[str, Any]:
         self._control.settimeout(_START_S)
         try:
-            if hello := self._control.recv(4096):
+            space = socket.CMSG_SPACE(_CREDENTIALS.size)
+            hello, extra, _, _ = self._control.recvmsg(4096, space)
+            if hello:
+                # The kernel tells the zygote's id as it is outside its namespace.
+                self._zygote_pid = _CREDENTIALS.unpack(extra[0][2])[0]
                 return json.loads(hello)
         except OSError:
             pass
@@ -136,6 +148,9 @@ class Slot:
             "memory_bytes": limits.memory_mb << 20,
             "file_bytes": OUTPUT_BYTES,
         }
+        if self._group and job["memory_bytes"] != self._memory_bytes:
+            self._memory_bytes = job["memory_bytes"]
+            self._group.limit_memory(self._memory_bytes)
         self._limits = limits
         stream_count = 3 if mode == "program" else 4
         task_fd = _memory_file(marshal.dumps(task))
@@ -190,6 +205,8 @@ class Slot:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        if self._group:
+            self._group.close()
         with contextlib.suppress(OSError):
             os.close(self._errors)
         if self._scratch:

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from thinkrl.rewards import isolation, sandbox
+from thinkrl.rewards import cgroup, isolation, sandbox
 from thinkrl.rewards.code_tests import run_tests
 from thinkrl.rewards.isolation import UNSAFE, IsolationError, Launcher
 from thinkrl.rewards.sandbox import Lane, Limits, SandboxLost
@@ -127,6 +127,26 @@ if len(sys.argv) > 1:
     threading.Thread(target=run_tests, args=("while True: pass", loop), daemon=True).start()
     time.sleep(100)
 """
+
+
+@needs_isolation
+def test_control_groups_are_removed_with_their_sandbox() -> None:
+    def groups() -> list[str]:
+        return [
+            str(path)
+            for folder in cgroup._own_folders().values()
+            for path in folder.glob(f"thinkrl-{os.getpid()}-*")
+        ]
+
+    sandbox.close_pools()
+    assert run_tests("print(input())", ECHO).status == "passed"
+    slots = list(sandbox._SLOTS)
+    made = [str(folder) for slot in slots if slot._group for folder in slot._group._folders]
+    assert sorted(groups()) == sorted(made)
+    for folder in made:
+        assert Path(folder, "cgroup.procs").read_text().split()
+    sandbox.close_pools()
+    assert groups() == []
 
 
 def gone(pids: list[int]) -> bool:
