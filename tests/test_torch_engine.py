@@ -14,6 +14,7 @@ import torch.nn.functional as F
 import transformers
 from thinkrl.grpo.config import RolloutConfig
 from thinkrl.grpo.rollout import decoding
+from thinkrl.grpo.rollout import fast_linear as fast
 from thinkrl.grpo.rollout.engine import Group, Prompt, Rollout, Sampling, make_engine
 from thinkrl.grpo.rollout.torch_engine import TorchEngine
 from thinkrl.kernels.linear_logprob import filtered_logprob
@@ -326,6 +327,24 @@ def test_bfloat16_samples_what_training_under_autocast_scores() -> None:
     mean, exact_mean = float(torch.cat(errors).mean()), float(torch.cat(exact_errors).mean())
     assert mean < 0.3 * exact_mean, (mean, exact_mean)
     assert exact_mean < 0.05
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("out_features", [8, 520])
+@pytest.mark.parametrize("bf16", [True, False])
+def test_prepared_linear_layers_answer_as_before(bias: bool, out_features: int, bf16: bool) -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(64, out_features, bias=bias)
+    assert fast.packs(layer.weight) == (out_features == 520)
+    for rows in (1, 3, 64, 300):
+        x_B1D = torch.randn(rows, 1, 64)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            expected = layer(x_B1D)
+            with fast.fast_linears(layer, bf16=bf16):
+                got = layer(x_B1D)
+        assert got.dtype == expected.dtype
+        torch.testing.assert_close(got, expected, rtol=1e-2 if bf16 else 1e-5, atol=1e-5)
+    assert "forward" not in vars(layer)
 
 
 def test_a_bfloat16_model_reports_float32_log_probs_of_its_logits() -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ...models.kv_cache import GroupCache, PromptCache
 from .engine import Prompt, Sampling
+from .fast_linear import fast_linear
 from .sampling import draw, row_key, uniforms
 
 # Prompt tokens per forward pass: bounds the activations of a prefill.
@@ -59,7 +60,7 @@ class Decoding:
         *,
         eos_token_ids: Sequence[int],
         max_batch_size: int,
-        low_precision: bool,
+        bf16: bool,
         text_of: Callable[[list[list[int]]], list[str]],
     ) -> None:
         self.model = model
@@ -68,10 +69,8 @@ class Decoding:
         self.max_batch_size = max_batch_size
         self.text_of = text_of
         self.window: int | None = model.config.sliding_window
-        self.head_VD = model.head_weight
-        if low_precision and self.head_VD.dtype == torch.float32:
-            self.head_VD = self.head_VD.to(torch.bfloat16)
-        self.device = self.head_VD.device
+        self.logits = fast_linear(model.head_weight, bf16=bf16)
+        self.device = model.head_weight.device
         self.eos_E = torch.tensor(list(eos_token_ids), dtype=torch.int64, device=self.device)
         self.queue = _queue(prompts, sampling, context=model.config.max_position_embeddings)
         self.waiting = len(prompts) * sampling.num_generations
@@ -106,12 +105,9 @@ class Decoding:
         if c + 1 == self.tokens_BC.shape[1]:
             self.tokens_BC = F.pad(self.tokens_BC, (0, _BLOCK))
             self.logprobs_BC = F.pad(self.logprobs_BC, (0, _BLOCK))
-        token_B, logprob_B = self._draw(self._logits(hidden_B1D[:, 0]), self._noise(c + 1))
+        token_B, logprob_B = self._draw(self.logits(hidden_B1D[:, 0]), self._noise(c + 1))
         self.tokens_BC[:, c + 1] = token_B
         self.logprobs_BC[:, c + 1] = logprob_B
-
-    def _logits(self, hidden_BD: Tensor) -> Tensor:
-        return F.linear(hidden_BD.to(self.head_VD.dtype), self.head_VD)
 
     def _draw(self, logits_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
         s = self.sampling
@@ -243,7 +239,7 @@ class Decoding:
         """Draw the first token of the rows that entered, from their prompts' hidden states."""
         c, B = self.cache.column, len(new)
         prompts = list(dict.fromkeys(row.prompt for row in new))
-        logits_PV = self._logits(torch.stack([self.prompt_hidden[p] for p in prompts]))
+        logits_PV = self.logits(torch.stack([self.prompt_hidden[p] for p in prompts]))
         index_B = torch.tensor([prompts.index(row.prompt) for row in new], device=self.device)
         token_B, logprob_B = self._draw(logits_PV[index_B], self._noise(c)[-B:])
         self.tokens_BC[-B:, c] = token_B

@@ -11,6 +11,7 @@ from torch import nn
 
 from .decoding import Completion, Decoding
 from .engine import Group, Prompt, Rollout, Sampling
+from .fast_linear import fast_linears
 
 # Tokens that reasoning and answers are found by: text keeps them, special or not.
 _VISIBLE_TOKENS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -58,14 +59,14 @@ class TorchEngine:
         """
         model = plain_model(self.model)
         check_request(prompts, sampling, context=model.config.max_position_embeddings)
-        with _sampling_mode(model, bf16=self.bf16), torch.inference_mode():
+        with _sampling_mode(model, bf16=self.bf16):
             decoding = Decoding(
                 model,
                 prompts,
                 sampling,
                 eos_token_ids=self.eos_token_ids,
                 max_batch_size=self.max_batch_size,
-                low_precision=self.bf16,
+                bf16=self.bf16,
                 text_of=self.text_of,
             )
             completions = decoding.run()
@@ -137,32 +138,14 @@ def _special_ids(tokenizer: Any) -> set[int]:
 
 @contextlib.contextmanager
 def _sampling_mode(model: nn.Module, *, bf16: bool) -> Iterator[None]:
-    """Evaluation mode and, with `bf16`, autocast over linear layers rounded beforehand."""
+    """Evaluation mode, prepared linear layers and, with `bf16`, autocast."""
     training = [module for module in model.modules() if module.training]
     device_type = next(model.parameters()).device.type
     with contextlib.ExitStack() as stack:
         model.eval()
         stack.callback(lambda: [setattr(module, "training", True) for module in training])
-        if bf16:
-            stack.enter_context(_rounded_linears(model))
+        stack.enter_context(fast_linears(model, bf16=bf16))
+        if bf16:  # for what is no linear layer
             stack.enter_context(torch.autocast(device_type, torch.bfloat16))
+        stack.enter_context(torch.inference_mode())
         yield
-
-
-@contextlib.contextmanager
-def _rounded_linears(model: nn.Module) -> Iterator[None]:
-    """float32 weights of linear layers replaced by bfloat16 copies; autocast would, every step."""
-    exact = [
-        (parameter, parameter.data)
-        for module in model.modules()
-        if isinstance(module, nn.Linear)
-        for parameter in module.parameters(recurse=False)
-        if parameter.dtype == torch.float32
-    ]
-    try:
-        for parameter, data in exact:
-            parameter.data = data.to(torch.bfloat16)
-        yield
-    finally:
-        for parameter, data in exact:
-            parameter.data = data
