@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from ..models.adapters import add_lora, base_model
 from ..models.hub import find_folder
-from ..models.registry import PRESETS, load_model
+from ..models.registry import PRESETS, load_model, resolve_kernels
 from ..models.tokenizer import char_tokenizer, load_tokenizer
 from ..rewards.compose import RewardSuite
 from ..rewards.registry import load_rewards
@@ -31,6 +31,7 @@ class Materials:
     held_out: PromptSet | None = None
     demonstrations: SFTSet | None = None
     overlap: int = 0  # train prompts that are also held out
+    bad_golds: list[int] = field(default_factory=list)  # train rows that no answer can match
 
 
 def build_tokenizer(recipe: Recipe) -> Any:
@@ -107,6 +108,11 @@ def build_materials(recipe: Recipe, tokenizer: Any, *, context_length: int) -> M
         if recipe.data.eval is not None:
             materials.held_out = load_prompts(recipe.data, split="eval", **room)
             materials.overlap = count_overlap(materials.train, materials.held_out)
+        if any(reward.name == "math_answer" for reward in recipe.rewards):
+            from ..rewards.math_answer import check_golds
+
+            golds = [prompt.columns.get("answer") for prompt in materials.train.prompts]
+            materials.bad_golds = check_golds(golds)
     if "sft" in recipe.stages:
         materials.demonstrations = load_sft_rows(
             recipe.sft, recipe.data, tokenizer=tokenizer, context_length=context_length
@@ -130,7 +136,7 @@ def describe_model(model: nn.Module, recipe: Recipe, device: Any) -> str:
     parts = [f"{recipe.model.path}, {millions(total)} parameters"]
     if trained < total:
         parts.append(f"{millions(trained)} trained")
-    parts.append(recipe.model.dtype)
+    parts += [recipe.model.dtype, f"{resolve_kernels(recipe.model.kernels)} kernels"]
     if recipe.model.quantization != "none":
         parts.append(recipe.model.quantization)
     device = torch.device(device)
