@@ -111,8 +111,9 @@ def build_materials(recipe: Recipe, tokenizer: Any, *, context_length: int) -> M
         if any(reward.name == "math_answer" for reward in recipe.rewards):
             from ..rewards.math_answer import check_golds
 
-            golds = [prompt.columns.get("answer") for prompt in materials.train.prompts]
-            materials.bad_golds = check_golds(golds)
+            prompts = materials.train.prompts
+            bad = check_golds([prompt.columns.get("answer") for prompt in prompts])
+            materials.bad_golds = [prompts[i].index for i in bad]
     if "sft" in recipe.stages:
         materials.demonstrations = load_sft_rows(
             recipe.sft, recipe.data, tokenizer=tokenizer, context_length=context_length

@@ -49,6 +49,8 @@ def run_recipe(recipe: Recipe, options: Options = Options()) -> Path:
     Raises ValueError for a mistake that is found before training, RunError when the run fails and
     Interrupted when the user stops it; both say how to go on.
     """
+    if options.dry_run and options.resume:
+        raise ConfigError("--dry-run and --resume: a dry run starts afresh; leave one of them out")
     if recipe.cpu_threads is not None:
         torch.set_num_threads(recipe.cpu_threads)
     state = process_state()
@@ -251,6 +253,11 @@ def _header(recipe: Recipe, materials: Materials, model: str) -> list[tuple[str,
         lines.append(("held out", materials.held_out.describe()))
     if materials.overlap:
         lines.append(("warning", f"{materials.overlap} train prompts are also held out"))
+    if materials.bad_golds:
+        rows = ", ".join(str(row + 1) for row in materials.bad_golds[:5])
+        count = len(materials.bad_golds)
+        text = f"{count} golds cannot be read and score nothing: train rows {rows}"
+        lines.append(("warning", text + (", ..." if count > 5 else "")))
     if materials.rewards is not None:
         weights = materials.rewards.weights.items()
         lines.append(("rewards", ", ".join(f"{name} x {weight:g}" for name, weight in weights)))

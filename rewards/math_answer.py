@@ -92,25 +92,33 @@ def explain(
 
 
 def math_answer(
-    prompts: Any, completions: Sequence[Any], answer: Sequence[Any], **kwargs: Any
+    prompts: Any,
+    completions: Sequence[Any],
+    answer: Sequence[Any],
+    *,
+    timeout_s: float = 2.0,
+    rounding: int | None = None,
+    unevaluated: bool = False,
+    options: Sequence[Any] | None = None,
+    log_extra: Any = None,
+    **columns: Any,
 ) -> list[float | None]:
     """1.0 for a right final answer, 0.0 for another or none, None where the gold cannot be read.
 
-    `completions` are strings or lists of messages; `answer` is the column of golds. Options of
-    `verify` may be given as keyword arguments; a column `options` holds the choices of each row.
+    `completions` are strings or lists of messages; `answer` is the column of golds and `options`
+    that of the choices of each row. `timeout_s`, `rounding` and `unevaluated` are those of
+    `verify`.
     """
-    log_extra = kwargs.get("log_extra")
-    settings = {
-        name: kwargs[name] for name in ("rounding", "unevaluated", "timeout_s") if name in kwargs
-    }
-    rows_of_options = kwargs.get("options")
+    settings: dict[str, Any] = {"timeout_s": timeout_s, "unevaluated": unevaluated}
+    if rounding is not None:
+        settings["rounding"] = rounding
     if len(answer) != len(completions):
         raise ValueError(f"math_answer: {len(answer)} answers for {len(completions)} completions")
     rewards: list[float | None] = []
     rules: list[str] = []
     for row, (completion, gold) in enumerate(zip(completions, answer, strict=True)):
-        if rows_of_options is not None:
-            settings["options"] = rows_of_options[row]
+        if options is not None:
+            settings["options"] = options[row]
         try:
             report = explain(completion_text(completion), _as_gold(gold), **settings)
         except GoldError:
