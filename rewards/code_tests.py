@@ -143,23 +143,22 @@ def _run_stdio(lane: Lane, program: _Program, case: StdioCase) -> CaseResult:
     return result
 
 
-def _run_call(lane: Lane, program: _Program, case: CallCase) -> CaseResult:
-    arguments = to_json((case.args, case.kwargs))
-    task = program.task() | {"name": case.name, "arguments": arguments}
-    outcome = lane.run("function", task, limits=program.limits)
+def _run_calls(lane: Lane, program: _Program, case: CallCase) -> CaseResult:
+    calls = [(call.name, to_json((call.args, call.kwargs))) for call in case.calls]
+    outcome = lane.run("functions", program.task() | {"calls": calls}, limits=program.limits)
     if outcome.fate != "ended":
         return _result(outcome, _FATES[outcome.fate])
     try:
-        data = parse(outcome.result)
-    except NotPlain:
+        tag, *results = parse(outcome.result)
+    except (NotPlain, ValueError, TypeError):
         return _result(outcome, "runtime_error", "the program ended without returning")
-    if data == ["not plain"]:
+    if tag != "list" or len(results) != len(case.calls):
         return _result(outcome, "wrong_answer", "the result is not plain data")
-    right = any(
-        same_value(data, value, float_tol=program.tests.float_tol, strict=case.strict)
-        for value in case.expected
-    )
-    return _result(outcome, "passed") if right else _result(outcome, "wrong_answer", shown(data))
+    options = {"float_tol": program.tests.float_tol, "strict": case.strict}
+    for result, call in zip(results, case.calls, strict=True):
+        if not any(same_value(result, value, **options) for value in call.expected):
+            return _result(outcome, "wrong_answer", shown(result))
+    return _result(outcome, "passed")
 
 
 def _run_refereed(lane: Lane, program: _Program, case: RefereeCase) -> CaseResult:
@@ -191,7 +190,7 @@ def _run_case(lane: Lane, program: _Program, case: Case) -> CaseResult:
         if isinstance(case, StdioCase):
             return _run_stdio(lane, program, case)
         if isinstance(case, CallCase):
-            return _run_call(lane, program, case)
+            return _run_calls(lane, program, case)
         return _run_refereed(lane, program, case)
     except SandboxLost as error:
         return CaseResult("sandbox_error", str(error))

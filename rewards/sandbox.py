@@ -248,7 +248,7 @@ class Lane:
     def run(
         self, mode: str, task: dict[str, Any], *, limits: Limits, stdin: bytes = b""
     ) -> Outcome:
-        """Run a task as "program" or "function"; SandboxLost when two sandboxes broke on it."""
+        """Run a task as "program" or "functions"; SandboxLost when two sandboxes broke on it."""
 
         def once() -> Outcome:
             slot = self._slot("candidate")

@@ -1,7 +1,7 @@
 """What a forked child of the zygote does with one untrusted program.
 
-Three ways: `run_program` runs it as a script on stdin and stdout; `call_function` calls one
-function and leaves the result as plain data; `serve_calls` answers calls that a referee in
+Three ways: `run_program` runs it as a script on stdin and stdout; `call_functions` calls
+functions and leaves the results as plain data; `serve_calls` answers calls that a referee in
 another sandbox makes. Whatever the program does to this process, it can only change its own
 answers: the expected ones are never here. Runs inside the sandbox, standard library alone.
 """
@@ -155,14 +155,17 @@ def _resolve(namespace: dict[str, Any], name: str) -> Any:
     return namespace[name]
 
 
-def call_function(task: dict[str, Any]) -> None:
-    """Call one function and write what it returns to the result descriptor as plain data."""
+def call_functions(task: dict[str, Any]) -> None:
+    """Make the calls and write a list of what they return to the result descriptor."""
     leave, write, encode, code = os._exit, os.write, plain_data.dumps, 0
     try:
         namespace = _load(task)
-        arguments, keywords = plain_data.from_json(task["arguments"])
-        result = _resolve(namespace, task["name"])(*arguments, **keywords)
-        text = encode(result)
+        results = []
+        for name, form in task["calls"]:
+            arguments, keywords = plain_data.from_json(form)
+            # Written down at once: a later call may change what this one returned.
+            results.append(encode(_resolve(namespace, name)(*arguments, **keywords)))
+        text = b'["list",' + b",".join(results) + b"]"
         while text:
             text = text[write(RESULT_FD, text) :]
     except plain_data.NotPlain as error:

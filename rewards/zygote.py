@@ -140,7 +140,7 @@ def _child(job: dict[str, Any], descriptors: list[int], guard: Guard) -> NoRetur
 
 _RUNNERS = {
     "program": sandbox_child.run_program,
-    "function": sandbox_child.call_function,
+    "functions": sandbox_child.call_functions,
     "calls": sandbox_child.serve_calls,
     "referee": referee.judge,
 }

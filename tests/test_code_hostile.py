@@ -27,6 +27,10 @@ CHECK = {
     "test": "def check(candidate):\n"
     + "".join(f"    assert candidate({n}) == {value}\n" for n, value in POINTS),
 }
+LOOP = CHECK | {
+    "test": "def check(candidate):\n"
+    f"    for n, value in {POINTS}:\n        assert candidate(n) == value\n",
+}
 STDIO = {"inputs": [f"{n}\n" for n, _ in POINTS], "outputs": [f"{value}\n" for _, value in POINTS]}
 # Within one test a program may remember what it answered: these know the answers and their order.
 IN_ORDER = {f"calling-{name}" for name in CALLING if name.startswith("counter_")}
@@ -39,18 +43,20 @@ COSTLY = {
 def collect() -> dict[str, tuple[str, dict[str, Any]]]:
     """Return every attack in every form, by a name for the test."""
     programs = {f"{name}-stdio": (code, STDIO) for name, code in scripts().items()}
-    for form, tests in {"cases": CASES, "refereed": REFEREED, "check": CHECK}.items():
+    for form, tests in {"cases": CASES, "refereed": REFEREED, "loop": LOOP}.items():
         for name, code in function_programs().items():
             # Loading is the same in every form, and what only costs time is seen once.
             if name.startswith("loading") and (form == "refereed" or name[8:] in COSTLY):
                 continue
-            if form == "check" and name in IN_ORDER:
+            if form == "loop" and name in IN_ORDER:
                 continue
             programs[f"{name}-{form}"] = (code, tests)
-    simple = {
-        f"{name}-simple": (f"def solve(n):\n    {b}\n", SIMPLE) for name, b in CALLING.items()
-    }
-    return programs | simple
+    for name, body in CALLING.items():
+        code = f"def solve(n):\n    {body}\n"
+        programs[f"calling-{name}-simple"] = (code, SIMPLE)
+        if f"calling-{name}" not in IN_ORDER:
+            programs[f"calling-{name}-check"] = (code, CHECK)
+    return programs
 
 
 ATTACKS = collect()
@@ -59,6 +65,7 @@ HONEST = [
     ("def solve(n): return n * n + 7\n", SIMPLE),
     ("def solve(n): return n * n + 7\n", REFEREED),
     ("def solve(n): return n * n + 7\n", CHECK),
+    ("def solve(n): return n * n + 7\n", LOOP),
     ("n = int(input())\nprint(n * n + 7)\n", STDIO),
 ]
 

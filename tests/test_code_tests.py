@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from thinkrl.rewards.code_formats import RefereeCase, StdioCase, read_tests
+from thinkrl.rewards.code_formats import CallCase, RefereeCase, StdioCase, read_tests
 from thinkrl.rewards.code_tests import CodeResult, arun_tests, code_tests, run_batch, run_tests
 from thinkrl.rewards.registry import load_reward
 
@@ -182,6 +182,25 @@ def test_humaneval_completions_may_be_a_body_or_the_whole_function() -> None:
     results = run_batch([(body, tests) for body in bodies])
     assert [r.status for r in results] == ["passed"] * len(bodies), results
     assert run_tests("    return a[0] - b\n", tests).status == "wrong_answer"
+
+
+@needs_isolation
+def test_simple_checks_are_compared_outside_the_referee() -> None:
+    test = (
+        "METADATA = {'author': 'x'}\n\n\ndef check(candidate):\n    'doc'\n    assert True, 'a'\n"
+        "    assert candidate([1]) == [1], 'b'\n    assert candidate([2]) == [1, 2]\n"
+    )
+    tests = {"entry_point": "f", "prompt": "", "test": test}
+    read = read_tests(tests)
+    assert isinstance(read.cases[0], CallCase)
+    assert [call.expected for call in read.cases[0].calls] == [([1],), ([1, 2],)]
+    for changed in ("assert len(candidate([1])) == 1", "x = 1", "assert False", "assert g(1) == 1"):
+        other = read_tests(tests | {"test": test.replace("assert True, 'a'", changed)})
+        assert isinstance(other.cases[0], RefereeCase), changed
+    # The same list, returned twice, counts as what it was at each return.
+    program = "kept = []\ndef f(x):\n    kept.extend(x)\n    return kept\n"
+    assert run_tests(program, tests).status == "passed"
+    assert run_tests("def f(x): return x\n", tests).status == "wrong_answer"
 
 
 @needs_isolation

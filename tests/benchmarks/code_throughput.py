@@ -49,7 +49,7 @@ def function_items(count: int) -> list[Item]:
 
 
 def referee_items(count: int) -> list[Item]:
-    check = "def check(candidate):\n    assert candidate([1, -2, 3]) == 3\n"
+    check = "def check(candidate):\n    assert abs(candidate([1, -2, 3]) - 3) < 1e-9\n"
     return [(SCRIPT, {"entry_point": "solve", "prompt": "", "test": check})] * count
 
 
