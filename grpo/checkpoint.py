@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import random
 import shutil
 from collections.abc import Callable
@@ -90,16 +91,25 @@ def read_state(folder: Path) -> dict[str, Any]:
     """The counters of a checkpoint. Raises RunError when the file is damaged."""
     path = folder / STATE / "state.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        state = json.loads(path.read_text(encoding="utf-8"))
+        if not (isinstance(state, dict) and isinstance(state.get("step"), int)):
+            raise ValueError("it has no step")
+        return state
     except (OSError, ValueError) as error:
-        raise RunError(
-            f"{path}: cannot be read: {error}; delete {folder} to resume before it"
-        ) from None
+        raise _damaged(path, folder, error) from None
 
 
 def read_tensors(folder: Path, name: str) -> Any:
-    """One entry of `trainer_state/`, on the CPU."""
-    return torch.load(folder / STATE / f"{name}.pt", map_location="cpu", weights_only=True)
+    """One entry of `trainer_state/`, on the CPU. Raises RunError when the file is damaged."""
+    path = folder / STATE / f"{name}.pt"
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise _damaged(path, folder, str(error).split("\n")[0]) from error
+
+
+def _damaged(path: Path, folder: Path, reason: object) -> RunError:
+    return RunError(f"{path}: cannot be read: {reason}; delete {folder} to resume before it")
 
 
 def rng_state() -> dict[str, Any]:

@@ -143,7 +143,9 @@ class OptimConfig:
     )
     micro_batch_tokens: int = setting(16384, "tokens per forward pass on each process; memory knob")
     packing: bool = setting(True, "lay sequences end to end without padding")
-    save_steps: int = setting(0, "a checkpoint every so many steps; 0 = only at the end")
+    save_steps: int = setting(
+        0, "a checkpoint every so many steps; at the end, and of the best evaluation, there is one"
+    )
     save_total_limit: int = setting(2, "checkpoints kept (best and latest always are)")
     eval_steps: int = setting(0, "evaluate every so many steps; 0 = before and after only")
     report_to: tuple[str, ...] = setting((), "trackers: tensorboard, wandb, trackio")
@@ -307,6 +309,8 @@ def check_optim(config: OptimConfig, section: str) -> None:
         "micro_batch_size": ((config.micro_batch_size or 1) >= 1, "at least 1"),
         "adam_beta1": (0 <= config.adam_beta1 < 1, "in [0, 1)"),
         "adam_beta2": (0 <= config.adam_beta2 < 1, "in [0, 1)"),
+        "adam_epsilon": (config.adam_epsilon >= 0, "0 or more"),
+        "weight_decay": (config.weight_decay >= 0, "0 (off) or more"),
         "max_grad_norm": (config.max_grad_norm >= 0, "0 (off) or more"),
         "save_steps": (config.save_steps >= 0, "0 (only at the end) or more"),
         "save_total_limit": (config.save_total_limit >= 1, "at least 1"),
@@ -341,6 +345,7 @@ def check_grpo(config: GRPOConfig) -> None:
             "0 (never), or a number of steps with trainer.beta above 0",
         ),
         "max_sampling_rounds": (config.max_sampling_rounds >= 1, "at least 1"),
+        "rollouts_disk_mb": (config.rollouts_disk_mb >= 0, "0 (only the newest) or more"),
         "eval_num_generations": (config.eval_num_generations >= 1, "at least 1"),
         "soft_overlong_cache": (
             0 <= config.soft_overlong_cache < config.max_completion_length,

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
+from .checkpoint import RunError
 from .objectives import Mean, Metrics, merge_metrics
 
 Item = TypeVar("Item")
@@ -37,6 +38,29 @@ def on_first_process(make: Callable[[], Item]) -> Item:
     if error is not None:
         raise error
     return value
+
+
+def on_every_process(work: Callable[[], Item]) -> Item:
+    """What `work` gives on this process; where it fails on one, every process raises the error.
+
+    Without this the others would wait for the failed one until the connection breaks, and the
+    error of a process that is not the first would never be shown.
+    """
+    try:
+        result, error = work(), None
+    except Exception as caught:
+        result, error = None, caught
+    told = gather_objects([error and (isinstance(error, ValueError), _one_line(error))])
+    if error is not None:
+        raise error
+    for mistake, text in filter(None, told):
+        raise ValueError(text) if mistake else RunError(text)
+    return result  # type: ignore[return-value]
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, ValueError | RunError) else f"{type(error).__name__}: {text}"
 
 
 def gather_objects(items: Sequence[Item]) -> list[Item]:

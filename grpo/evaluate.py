@@ -12,7 +12,7 @@ import torch.distributed as dist
 from ..rewards.compose import RewardSuite
 from .batch import Sample
 from .config import GRPOConfig
-from .distributed import gather_interleaved
+from .distributed import gather_interleaved, on_every_process
 from .rollout.engine import Prompt, RolloutEngine, Sampling
 from .scoring import score_groups
 
@@ -67,8 +67,12 @@ def _sampled(
     running = dist.is_available() and dist.is_initialized()
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if running else (0, 1)
     mine = prompts[rank::world_size]
-    groups = engine.generate(mine, sampling) if mine else []
-    return gather_interleaved(score_groups(rewards, groups, config=config, step=step))
+
+    def scored() -> list[list[Sample]]:
+        groups = engine.generate(mine, sampling) if mine else []
+        return score_groups(rewards, groups, config=config, step=step)
+
+    return gather_interleaved(on_every_process(scored))
 
 
 def _summary(groups: Sequence[Sequence[Sample]], names: Sequence[str]) -> dict[str, float]:

@@ -100,6 +100,15 @@ def has_signal(group: Sequence[Sample]) -> bool:
     return len({sample.record["reward"] for sample in group} - {None}) > 1
 
 
+def all_unscored(groups: Sequence[Sequence[Sample]]) -> bool:
+    """Whether the functions left every completion unscored, though none was lost to a timeout."""
+    records = [sample.record for group in groups for sample in group]
+    lost = ("/timeouts", "/crashes")
+    return all(record["reward"] is None for record in records) and not any(
+        name.endswith(lost) and value for one in records for name, value in one["metrics"].items()
+    )
+
+
 def rollout_metrics(samples: Sequence[Sample]) -> dict[str, float]:
     """Rewards and lengths (tokens) of the samples, under TRL's names."""
     if not samples:

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType, broadcast_object_list
 from torch import Tensor, nn
 
 from ..models.adapters import base_model, has_lora, load_lora, merged_state
@@ -57,6 +58,7 @@ class Stage:
         self.tokenizer = tokenizer
         self.folder = folder
         process_state()
+        check_trackers(config.report_to)
         self.accelerator = Accelerator(
             log_with=list(config.report_to) or None, project_dir=str(folder.path)
         )
@@ -126,7 +128,7 @@ class Stage:
             with accumulate:
                 loss, metrics = loss_of(batch)
                 self.accelerator.backward(loss * world_size)  # wrappers average over processes
-            if not idle or i < len(runs) - idle:
+            if i < len(runs) - idle:
                 parts.append({**metrics, "loss": Mean(loss.detach(), torch.ones(()))})
         merged = merge_metrics(parts)
         if "loss" in merged:  # a sum over micro-batches and processes, not a mean
@@ -152,8 +154,7 @@ class Stage:
         everyone = [self._runs(share) for share in shares]
         mine = everyone[self.accelerator.process_index]
         idle = max(map(len, everyone)) - len(mine)
-        blank = dataclasses.replace(samples[0], trains=False)
-        return mine + [[blank]] * idle, idle
+        return mine + [[_blank(samples[0])]] * idle, idle
 
     def collate(self, run: Sequence[Sample]) -> MicroBatch:
         """The tensors of a micro-batch, on this process's device."""
@@ -261,6 +262,11 @@ class Stage:
         latest = broadcast_object_list([latest])[0]
         if latest is not None:
             self._restore(latest)
+        elif not resume and self.checkpoints.latest() is not None:
+            raise ValueError(
+                f"run_dir = {self.folder.path}: holds checkpoints of an earlier run; go on with it "
+                "by train(resume=True), or give another folder"
+            )
         if self.is_main:
             self.folder.truncate_after(self.step if latest is not None else -1)
         self.accelerator.wait_for_everyone()
@@ -271,15 +277,21 @@ class Stage:
         if done or (config.eval_steps and self.step % config.eval_steps == 0):
             score = self.evaluate()
         stop = any_process(self._stop_asked is not None)
-        if done or stop or (config.save_steps and self.step % config.save_steps == 0):
+        due = bool(config.save_steps) and self.step % config.save_steps == 0
+        if done or stop or due or self._is_best(score):
             self.save(score)
         if stop and not done:
             raise Interrupted(f"stopped after step {self.step} of {config.max_steps}, saved")
 
+    def _is_best(self, score: float | None) -> bool:
+        if score is None or math.isnan(score):
+            return False
+        return self.best is None or score > self.best
+
     def save(self, score: float | None = None) -> None:
         """A checkpoint of this step; `score` decides whether it is the best so far."""
         counters, tensors = self.state()
-        best = score is not None and (self.best is None or score > self.best)
+        best = self._is_best(score)
         self.best = score if best else self.best
         counters |= {"step": self.step, "num_tokens": self.num_tokens, "best": self.best}
         rng = gather_objects([ckpt.rng_state()])
@@ -344,6 +356,23 @@ class Stage:
         finally:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise ValueError for a tracker that accelerate does not know, or that is not installed."""
+    installed = [str(one) for one in get_available_trackers()]
+    for name in names:
+        if name not in LoggerType.list():
+            known = ", ".join(one for one in LoggerType.list() if one != "all")
+            raise ValueError(f"report_to = {name!r}: no such tracker; choose from {known}")
+        if name not in (*installed, "all"):
+            raise ValueError(f"report_to = {name!r}: its library is not installed; pip install it")
+
+
+def _blank(sample: Sample) -> Sample:
+    """A sample that trains nothing, with log-probs whatever process holds those of the others."""
+    zeros = torch.zeros(len(sample.token_ids))
+    return dataclasses.replace(sample, trains=False, old_logprobs=zeros, ref_logprobs=zeros)
 
 
 def _is_plain(value: Any) -> bool:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -69,8 +69,8 @@ class RunFolder:
         """What the run runs on; each resume is added under `resumed`."""
         target = self.path / "environment.json"
         values = {name: _plain(value) for name, value in values.items()}
-        if target.exists():
-            first = json.loads(target.read_text(encoding="utf-8"))
+        first = _read_object(target)
+        if first is not None:
             values = {**first, "resumed": [*first.get("resumed", []), values]}
         write_text(target, json.dumps(values, indent=2) + "\n")
 
@@ -81,11 +81,16 @@ class RunFolder:
             file.write(line + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All rows so far; a last line that was cut off by a kill is left out."""
+        """All rows so far; a line that a kill or a power cut left damaged is left out."""
         if not self.metrics_path.exists():
             return []
-        lines = self.metrics_path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        rows = []
+        text = self.metrics_path.read_text(encoding="utf-8", errors="replace")
+        for line in text.splitlines(keepends=True):
+            with suppress(ValueError):
+                row = json.loads(line)
+                rows += [row] if line.endswith("\n") and isinstance(row, dict) else []
+        return rows
 
     def truncate_after(self, step: int) -> None:
         """Forget metrics and rollouts past `step`: a resumed run writes them again."""
@@ -235,6 +240,15 @@ def cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def _read_object(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None where there is no file, or a damaged one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _file_name(text: str) -> str:

@@ -15,12 +15,13 @@ from ..models.registry import load_model
 from ..models.tokenizer import eos_token_ids, load_tokenizer
 from ..rewards.compose import RewardSuite
 from ..rewards.registry import load_reward
+from ..rewards.signature import RewardError
 from . import checkpoint as ckpt
 from .batch import MicroBatch, Sample, shard
 from .config import GRPOConfig
 from .credit import assign_advantages
 from .data import PromptOrder, PromptSet, as_prompts
-from .distributed import gather_interleaved, gather_objects, on_first_process
+from .distributed import gather_interleaved, gather_objects, on_every_process, on_first_process
 from .evaluate import evaluate
 from .objectives import (
     Metrics,
@@ -30,11 +31,13 @@ from .objectives import (
     resolve,
     top_entropy_threshold,
 )
-from .rollout.engine import RolloutEngine, Sampling, make_engine
-from .scoring import has_signal, rollout_columns, rollout_metrics, score_groups
+from .rollout.engine import Prompt, RolloutEngine, Sampling, make_engine
+from .scoring import all_unscored, has_signal, rollout_columns, rollout_metrics, score_groups
 from .stage import Stage
 from .terminal import RunDisplay
 from .tracking import RunFolder, new_run_dir
+
+MAX_UNSCORED_ROUNDS = 3  # of sampling, in a row, once training has begun
 
 RewardFunction = str | Callable[..., Any]
 
@@ -102,6 +105,7 @@ class GRPOTrainer(Stage):
             bf16=config.bf16,
         )
         self.cycle: Cycle | None = None
+        self._unscored_rounds = 0
         if config.beta:
             self.policy.keep_reference()
 
@@ -121,7 +125,7 @@ class GRPOTrainer(Stage):
             metrics = self.update(samples)
         metrics |= rollout_metrics(samples) | cycle.metrics
         cycle.used += 1
-        if cycle.used == self.steps_per_cycle:
+        if cycle.used >= self.steps_per_cycle:  # a resume may have shortened the cycle
             self.cycle = None
         refresh = config.ref_refresh_steps
         if config.beta and refresh and (self.step + 1) % refresh == 0:
@@ -135,6 +139,7 @@ class GRPOTrainer(Stage):
         with self.timed("sync"):
             self.engine.sync(self.policy, version=self.step)
         groups, metrics = self._sample_groups()
+        self._check_scored(groups)
         kept = [g for g in groups if has_signal(g)] if self.config.filter_equal_groups else groups
         samples = [sample for group in kept for sample in group]
         with self.timed("train"):
@@ -144,6 +149,16 @@ class GRPOTrainer(Stage):
         assign_advantages(kept, self.objective, reward_weights=weights)
         self._write_rollouts([sample for group in groups for sample in group])
         return Cycle(samples, metrics)
+
+    def _check_scored(self, groups: list[list[Sample]]) -> None:
+        """Raise RewardError when no completion is scored at first, or some rounds in a row."""
+        self._unscored_rounds = self._unscored_rounds + 1 if all_unscored(groups) else 0
+        if self._unscored_rounds >= (MAX_UNSCORED_ROUNDS if self.step else 1):
+            raise RewardError(
+                f"rewards: {', '.join(self.rewards.functions)} gave None for all "
+                f"{sum(map(len, groups))} completions; None means not scored: nothing would be "
+                "learned"
+            )
 
     def _sample_groups(self) -> tuple[list[list[Sample]], dict[str, float]]:
         """Scored groups; with dynamic sampling, all with signal as far as the rounds allow."""
@@ -171,13 +186,15 @@ class GRPOTrainer(Stage):
             for i, row in enumerate(rows)
         ]
         mine = prompts[self.accelerator.process_index :: self.accelerator.num_processes]
-        with self.timed("rollout"):
-            sampled = (
-                self.engine.generate(mine, sampling_of(self.config, self.seed)) if mine else []
-            )
-        with self.timed("reward"):
-            scored = score_groups(self.rewards, sampled, config=self.config, step=self.step)
+        scored = on_every_process(lambda: self._sample_and_score(mine))
         return gather_interleaved(scored)
+
+    def _sample_and_score(self, prompts: Sequence[Prompt]) -> list[list[Sample]]:
+        sampling = sampling_of(self.config, self.seed)
+        with self.timed("rollout"):
+            sampled = self.engine.generate(prompts, sampling) if prompts else []
+        with self.timed("reward"):
+            return score_groups(self.rewards, sampled, config=self.config, step=self.step)
 
     def _write_rollouts(self, samples: list[Sample]) -> None:
         if self.is_main:
@@ -316,11 +333,10 @@ def objective_of(config: GRPOConfig) -> Objective:
     named = ("epsilon", "epsilon_high", "delta", "kl_estimator", "importance_sampling_level")
     overrides = {name: getattr(config, name) for name in (*named, "scale_rewards")}
     overrides = {name: value for name, value in overrides.items() if value is not None}
-    return resolve(
-        config.loss_type,
-        **{"max_completion_length": config.max_completion_length, "beta": config.beta},
-        **(overrides | config.objective),
-    )
+    overrides |= {"max_completion_length": config.max_completion_length, "beta": config.beta}
+    if "beta" in config.objective:
+        raise ValueError("beta: is trainer.beta, which also decides whether a reference is loaded")
+    return resolve(config.loss_type, **(overrides | config.objective))
 
 
 def sampling_of(config: GRPOConfig, seed: int) -> Sampling:
