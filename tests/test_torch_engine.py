@@ -134,9 +134,10 @@ def test_long_completions_outgrow_the_first_block_of_the_cache(name: str) -> Non
     assert worst_difference(model, groups) < 1e-5
 
 
-def test_a_long_queue_through_few_places_reuses_the_timeline() -> None:
-    model = make_model()
-    prompts = make_prompts([4 + i % 7 for i in range(60)])
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+def test_a_long_queue_through_few_places_reuses_the_timeline(name: str) -> None:
+    model = make_model(CONFIGS[name])
+    prompts = make_prompts([4 + i % 7 for i in range(30)])
     sampling = dataclasses.replace(SAMPLING, num_generations=3, max_completion_length=40)
     groups = engine(model, max_batch_size=8).generate(prompts, sampling)
     assert worst_difference(model, groups) < 1e-5

@@ -156,11 +156,11 @@ class Decoding:
         after = self.cache.column + 1
         ends = self.end_B.tolist()
         closed = [b for b, end in enumerate(ends) if end <= after]
-        tokens_BC, logprobs_BC = (x[closed].cpu() for x in (self.tokens_BC, self.logprobs_BC))
-        for b, token_C, logprob_C in zip(closed, tokens_BC, logprobs_BC, strict=True):
+        tokens, logprobs = (x[closed].tolist() for x in (self.tokens_BC, self.logprobs_BC))
+        for b, row_tokens, row_logprobs in zip(closed, tokens, logprobs, strict=True):
             row = self.rows[b]
-            row.token_ids = token_C[row.start : ends[b]].tolist()
-            row.logprobs = logprob_C[row.start : ends[b]].tolist()
+            row.token_ids = row_tokens[row.start : ends[b]]
+            row.logprobs = row_logprobs[row.start : ends[b]]
             if not math.isfinite(sum(row.logprobs)):
                 raise FloatingPointError(
                     f"logits of prompt {self.prompts[row.prompt].index} are not finite: the "
@@ -182,12 +182,12 @@ class Decoding:
             row.start = c
         for row in self.rows:
             row.start -= shift
-        starts = [row.start for row in self.rows]
         self._set_prompts()
+        place = {prompt: i for i, prompt in enumerate(self.live_prompts)}
         self.cache.set_rows(
             kept,
-            starts=starts,
-            prompts=[self.live_prompts.index(row.prompt) for row in self.rows],
+            starts=[row.start for row in self.rows],
+            prompts=[place[row.prompt] for row in self.rows],
             shift=shift,
         )
         self._move_history(kept, shift)
@@ -198,7 +198,8 @@ class Decoding:
     def _set_prompts(self) -> None:
         """Compute prompts that enter, forget those without a live row."""
         wanted = list(dict.fromkeys(row.prompt for row in self.rows))
-        kept = [i for i, prompt in enumerate(self.live_prompts) if prompt in wanted]
+        needed = set(wanted)
+        kept = [i for i, prompt in enumerate(self.live_prompts) if prompt in needed]
         caches = self._prefill([p for p in wanted if p not in self.prompt_hidden])
         self.cache.set_prompts(kept, caches)
         self.live_prompts = wanted
@@ -238,9 +239,9 @@ class Decoding:
     def _first_tokens(self, new: list[Completion]) -> None:
         """Draw the first token of the rows that entered, from their prompts' hidden states."""
         c, B = self.cache.column, len(new)
-        prompts = list(dict.fromkeys(row.prompt for row in new))
-        logits_PV = self.logits(torch.stack([self.prompt_hidden[p] for p in prompts]))
-        index_B = torch.tensor([prompts.index(row.prompt) for row in new], device=self.device)
+        place = {p: i for i, p in enumerate(dict.fromkeys(row.prompt for row in new))}
+        logits_PV = self.logits(torch.stack([self.prompt_hidden[p] for p in place]))
+        index_B = torch.tensor([place[row.prompt] for row in new], device=self.device)
         token_B, logprob_B = self._draw(logits_PV[index_B], self._noise(c)[-B:])
         self.tokens_BC[-B:, c] = token_B
         self.logprobs_BC[-B:, c] = logprob_B
