@@ -66,7 +66,11 @@ SCRIPTS: dict[str, tuple[str, str, str]] = {
         "5",
     ),
     "stderr_noise": ("import sys\nprint('debug', file=sys.stderr)\nprint(1)", "", "1"),
-    "unicode": ("print(input() + ' \u2713 \U0001f600')", "\u65e5\u672c\n", "\u65e5\u672c \u2713 \U0001f600"),
+    "unicode": (
+        "print(input() + ' \u2713 \U0001f600')",
+        "\u65e5\u672c\n",
+        "\u65e5\u672c \u2713 \U0001f600",
+    ),
     "deep_recursion": (
         "import sys\nsys.setrecursionlimit(10**6)\ndef f(n): return 0 if n == 0 else 1 + f(n - 1)\n"
         "print(f(100000))",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from thinkrl.rewards.code_extract import extract_code
 
 CODE = "def f(x):\n    return x + 1\n"

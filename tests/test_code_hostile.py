@@ -15,13 +15,19 @@ from .sandbox_here import needs_isolation
 pytestmark = needs_isolation
 
 POINTS = [(2, 11), (5, 32), (9, 88)]
-CASES = {"fn_name": "solve", "cases": [{"args": [n], "expected": value} for n, value in POINTS]}
-SIMPLE = {"entry_point": "solve", "asserts": [f"assert solve({n}) == {v}" for n, v in POINTS]}
-REFEREED = {
+CASES: dict[str, Any] = {
+    "fn_name": "solve",
+    "cases": [{"args": [n], "expected": value} for n, value in POINTS],
+}
+SIMPLE: dict[str, Any] = {
+    "entry_point": "solve",
+    "asserts": [f"assert solve({n}) == {v}" for n, v in POINTS],
+}
+REFEREED: dict[str, Any] = {
     "entry_point": "solve",
     "asserts": [f"assert abs(solve({n}) - {value}) < 1e-6" for n, value in POINTS],
 }
-CHECK = {
+CHECK: dict[str, Any] = {
     "entry_point": "solve",
     "prompt": "def solve(n):\n",
     "test": "def check(candidate):\n"
@@ -31,7 +37,10 @@ LOOP = CHECK | {
     "test": "def check(candidate):\n"
     f"    for n, value in {POINTS}:\n        assert candidate(n) == value\n",
 }
-STDIO = {"inputs": [f"{n}\n" for n, _ in POINTS], "outputs": [f"{value}\n" for _, value in POINTS]}
+STDIO: dict[str, Any] = {
+    "inputs": [f"{n}\n" for n, _ in POINTS],
+    "outputs": [f"{value}\n" for _, value in POINTS],
+}
 # Within one test a program may remember what it answered: these know the answers and their order.
 IN_ORDER = {f"calling-{name}" for name in CALLING if name.startswith("counter_")}
 COSTLY = {
