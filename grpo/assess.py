@@ -83,6 +83,8 @@ def recipe_of(target: str, overrides: Sequence[str]) -> Recipe:
             f"{target}: is not in a run folder (no recipe.yaml); evaluate a checkpoint with a "
             "recipe: thinkrl eval RECIPE model.path=CHECKPOINT"
         )
+    if (folder / "adapter_config.json").is_file():
+        raise ValueError(f"{target}: holds LoRA adapters only; evaluate {runs[0] / 'final'}")
     checkpoint = folder if (folder / "config.json").is_file() else folder / "final"
     if not checkpoint.is_dir():
         raise ValueError(f"{target}: no final/ yet; name one of its checkpoints/")

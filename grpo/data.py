@@ -195,6 +195,9 @@ def as_sft_rows(
             strict=True,
         )
     ]
+    for number, (prompt_ids, _) in enumerate(pairs, 1):
+        if not prompt_ids:
+            raise ValueError(f"{source} row {number}: the prompt is empty (no tokens)")
     kept = [(p, c) for p, c in pairs if longest is None or len(p) + len(c) <= longest]
     if not kept:
         raise ValueError(

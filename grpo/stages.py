@@ -196,7 +196,10 @@ def _new_run(recipe: Recipe) -> Path:
             f"run_dir = {given}: holds a run already; resume it with --resume {given}, or give "
             "another folder"
         )
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"run_dir = {given}: cannot be made: {error.strerror}") from None
     return path
 
 

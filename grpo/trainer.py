@@ -138,16 +138,18 @@ class GRPOTrainer(Stage):
         """One round of sampling, scored, with advantages and the log-probs that the steps need."""
         with self.timed("sync"):
             self.engine.sync(self.policy, version=self.step)
-        groups, metrics = self._sample_groups()
+        groups, left_out, metrics = self._sample_groups()
         self._check_scored(groups)
         kept = [g for g in groups if has_signal(g)] if self.config.filter_equal_groups else groups
         samples = [sample for group in kept for sample in group]
+        if len(kept) < len(groups):  # what is reported is the policy's, not the selection's
+            metrics |= rollout_metrics([sample for group in groups for sample in group])
         with self.timed("train"):
             self._log_probs(samples)
         several = self.config.multi_objective_aggregation == "normalize_then_sum"
         weights = self.rewards.weights if several else None
         assign_advantages(kept, self.objective, reward_weights=weights)
-        self._write_rollouts([sample for group in groups for sample in group])
+        self._write_rollouts([sample for group in [*groups, *left_out] for sample in group])
         return Cycle(samples, metrics)
 
     def _check_scored(self, groups: list[list[Sample]]) -> None:
@@ -160,21 +162,23 @@ class GRPOTrainer(Stage):
                 "learned"
             )
 
-    def _sample_groups(self) -> tuple[list[list[Sample]], dict[str, float]]:
-        """Scored groups; with dynamic sampling, all with signal as far as the rounds allow."""
+    def _sample_groups(self) -> tuple[list[list[Sample]], list[list[Sample]], dict[str, float]]:
+        """Scored groups to train on; with dynamic sampling, those with signal, and the others."""
         config = self.config
         wanted = config.batch_size * config.steps_per_generation // config.num_generations
         if not config.dynamic_sampling:
-            return self._sample_round(wanted), {}
+            return self._sample_round(wanted), [], {}
         kept: list[list[Sample]] = []
-        groups, rounds = [], 0
+        left_out: list[list[Sample]] = []
+        rounds = 0
         while len(kept) < wanted and rounds < config.max_sampling_rounds:
-            groups = self._sample_round(wanted - len(kept))
-            kept += [group for group in groups if has_signal(group)]
+            for group in self._sample_round(wanted - len(kept)):
+                (kept if has_signal(group) else left_out).append(group)
             rounds += 1
-        kept = kept or groups  # no group had signal: the step moves nothing, and the metrics say so
+        if not kept:  # the step moves nothing, and the metrics say so
+            kept, left_out = left_out[-wanted:], left_out[:-wanted]
         counts = {"dynamic_sampling/rounds": rounds, "dynamic_sampling/groups": len(kept)}
-        return kept, {name: float(count) for name, count in counts.items()}
+        return kept, left_out, {name: float(count) for name, count in counts.items()}
 
     def _sample_round(self, num_prompts: int) -> list[list[Sample]]:
         """Groups of the next prompts of the order, sampled and scored; on every process."""

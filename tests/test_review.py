@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from thinkrl.grpo.checkpoint import RunError
 from thinkrl.grpo.cli import main
 from thinkrl.grpo.config import GRPOConfig
+from thinkrl.grpo.data import as_sft_rows
 from thinkrl.grpo.tasks import make_task
 from thinkrl.grpo.tracking import RunFolder
 from thinkrl.grpo.trainer import GRPOTrainer
@@ -188,6 +190,47 @@ def test_a_dry_run_touches_no_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert "--dry-run and --resume" in mistake(capsys, "quickstart", "--dry-run", "--resume")
+
+
+def test_a_run_dir_that_cannot_be_is_a_mistake(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
+    overrides = ["stages=[grpo]", "data.limit=8", "run_dir=file"]
+    assert "run_dir = file: cannot be made" in mistake(capsys, "quickstart", *overrides)
+
+
+def test_rollouts_hold_the_groups_that_dynamic_sampling_left_out(tmp_path: Path) -> None:
+    def every_other_prompt(prompts: list[str], completion_ids: list[list[int]], **_: Any) -> Any:
+        ids = zip(prompts, completion_ids, strict=True)
+        return [float(len(c) % 3) if "+" in p[-3:] else 0.0 for p, c in ids]
+
+    settings = {"dynamic_sampling": True, "max_sampling_rounds": 20}
+    trainer = make_trainer(tmp_path, rewards=every_other_prompt, **settings)
+    trained = {sample.group for sample in trainer.collect().samples}
+    table = pq.read_table(tmp_path / "rollouts" / "step_000001.parquet").to_pylist()
+    written = {row["group"] for row in table}
+    assert written == set(range(trainer.order.position)) and trained < written
+
+
+def test_metrics_count_the_groups_that_are_filtered_out(tmp_path: Path) -> None:
+    def one_group(prompts: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
+        scores = [sum(ids) % 7 for ids in completion_ids]
+        return [float(s) if p == prompts[0] else 1.0 for s, p in zip(scores, prompts, strict=True)]
+
+    plain = make_trainer(tmp_path / "a", rewards=one_group).train_step()
+    filtered = make_trainer(tmp_path / "b", rewards=one_group, filter_equal_groups=True)
+    metrics = filtered.train_step()
+    for name in ("reward", "reward_std", "frac_reward_zero_std", "completions/mean_length"):
+        assert metrics[name] == pytest.approx(plain[name]), name
+    assert metrics["frac_reward_zero_std"] == 0.75
+
+
+def test_a_demonstration_without_a_prompt_is_named() -> None:
+    rows = [{"prompt": "1+", "completion": "1"}, {"prompt": "", "completion": "1"}]
+    with pytest.raises(ValueError, match="row 2: the prompt is empty"):
+        as_sft_rows(rows, tokenizer=char_tokenizer("1+"))
 
 
 # -- settings -----------------------------------------------------------------------------------
