@@ -137,7 +137,8 @@ def describe_model(model: nn.Module, recipe: Recipe, device: Any) -> str:
     parts = [f"{recipe.model.path}, {millions(total)} parameters"]
     if trained < total:
         parts.append(f"{millions(trained)} trained")
-    parts += [recipe.model.dtype, f"{resolve_kernels(recipe.model.kernels)} kernels"]
+    kernels = resolve_kernels(recipe.model.kernels, device=device)
+    parts += [recipe.model.dtype, f"{kernels} kernels"]
     if recipe.model.quantization != "none":
         parts.append(recipe.model.quantization)
     device = torch.device(device)

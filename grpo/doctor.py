@@ -78,7 +78,8 @@ def _devices() -> list[Finding]:
         rows.append(Finding(f"cuda:{index}", "ok", f"{properties.name}, {memory}"))
     if not torch.cuda.is_available():
         rows.append(Finding("cuda", "missing", "no GPU: everything runs on the CPU"))
-    rows.append(Finding("kernels", "ok", f"auto is {resolve_kernels('auto')} here"))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rows.append(Finding("kernels", "ok", f"auto is {resolve_kernels('auto', device=device)} here"))
     isolation = isolation_level()
     held: Literal["ok", "wrong"] = "wrong" if isolation.startswith("none") else "ok"
     rows.append(Finding("sandbox", held, f"code rewards run under: {isolation}"))

@@ -4,6 +4,9 @@ Letters: B rows, T queries, S keys, H query heads, K kv heads, D head width, W D
 power of two. `*_st`: stride between tokens, `_sb` between rows, `_sh` between heads, in elements.
 """
 
+# A constexpr parameter takes a plain value, and a launch unpacks strides: no type says so.
+# pyright: reportArgumentType=false, reportCallIssue=false
+
 from __future__ import annotations
 
 import torch

@@ -73,4 +73,5 @@ def constants(q_BTHD: Tensor, tile: Tile) -> dict[str, Any]:
         "PRECISION": "tf32x3" if exact else "tf32",
         "num_warps": tile.warps,
         "num_stages": tile.stages,
+        "enable_fp_fusion": True,  # a * b + c rounds once; Triton's default is about to change
     }

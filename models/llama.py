@@ -147,6 +147,7 @@ class Attention(nn.Module):
         super().__init__()
         self.layer = layer
         self.head_dim = config.head_dim
+        self.kernels = "auto"  # see Llama.use_kernels
         width = config.hidden_size
         q_width = config.num_attention_heads * config.head_dim
         kv_width = config.num_key_value_heads * config.head_dim
@@ -171,7 +172,7 @@ class Attention(nn.Module):
         q_BTHD = rotate(q_BTHD, rotary).to(v_BTKD.dtype)
         k_BTKD = rotate(k_BTKD, rotary).to(v_BTKD.dtype)
         if cache is None:
-            out_BTHD = attention(q_BTHD, k_BTKD, v_BTKD, mask=mask)
+            out_BTHD = attention(q_BTHD, k_BTKD, v_BTKD, mask=mask, backend=self.kernels)
         else:
             out_BTHD = cache.attend(self.layer, q_BTHD, k_BTKD, v_BTKD)
         return self.o_proj(out_BTHD.flatten(2))
@@ -248,6 +249,7 @@ class Llama(nn.Module):
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
+        self.kernels = "auto"
         self.model = Decoder(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -261,6 +263,13 @@ class Llama(nn.Module):
                 parameter.normal_(0.0, self.config.initializer_range, generator=generator)
             else:
                 parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+
+    def use_kernels(self, name: str) -> None:
+        """Choose the attention kernels by name: "auto", "triton" or "torch"."""
+        self.kernels = name
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.kernels = name
 
     @property
     def head_weight(self) -> Tensor:

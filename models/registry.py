@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..kernels.backend import resolve_backend
 from .adapters import base_model, merged_state
 from .checkpoint import MAX_SHARD_BYTES, load_checkpoint, save_checkpoint
 from .hub import find_folder
@@ -116,7 +117,7 @@ def load_model(
     """
     name = str(path_or_preset)
     dtype = _dtype(dtype)
-    resolve_kernels(kernels)
+    resolve_kernels(kernels, device=device)
     first_device = device if quantization == "none" else "cpu"
     if name in PRESETS:
         config = preset_config(name, overrides=overrides, vocab_size=vocab_size)
@@ -130,6 +131,7 @@ def load_model(
         folder = find_folder(path_or_preset, hint=_preset_hint(name))
         model = load_checkpoint(folder, dtype=dtype, device=first_device)
         _check_vocabulary(name, model.config, vocab_size)
+    model.use_kernels(kernels)
     return model if quantization == "none" else quantize_layers(model, quantization, device=device)
 
 
@@ -149,11 +151,12 @@ def save_model(
     )
 
 
-def resolve_kernels(name: str) -> str:
-    """The backend that "auto" means here; ValueError on one that is not available."""
-    if name in ("auto", "torch"):
-        return "torch"
-    raise ValueError(f"model.kernels = {name!r}: not available; use 'torch' or 'auto'")
+def resolve_kernels(name: str, *, device: str | torch.device = "cpu") -> str:
+    """The backend that a name means on a device; ValueError on one that is not available there."""
+    try:
+        return resolve_backend(name, device=device)
+    except ValueError as error:
+        raise ValueError(f"model.kernels: {error}") from None
 
 
 def _preset_hint(name: str) -> str:

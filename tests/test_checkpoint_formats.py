@@ -292,7 +292,11 @@ def test_what_is_no_checkpoint_gets_one_clear_line(
         ("/nowhere/at/all", {}, "no such folder or preset"),
         ("nobody/nothing", {}, "no such folder, nor found on the Hugging Face hub"),
         ("llama-tiny", {"dtype": "int8"}, "model.dtype = 'int8'"),
-        ("llama-tiny", {"kernels": "triton"}, "model.kernels = 'triton': not available; use"),
+        (
+            "llama-tiny",
+            {"kernels": "triton"},
+            "model.kernels: backend='triton': needs a CUDA device, not 'cpu'",
+        ),
         ("llama-tiny", {"overrides": {"width": 3}}, "model.overrides.width = 3: unknown"),
         ("llama-tiny", {"quantization": "2bit"}, "model.quantization = '2bit'"),
     ],

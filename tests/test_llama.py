@@ -228,7 +228,9 @@ def interleaved(x_BTHD: Tensor, rotary: llama.Rotary) -> Tensor:
     return x_BTHD * cos + swapped * sin
 
 
-def tiled_heads(q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, *, mask: object) -> Tensor:
+def tiled_heads(
+    q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, *, mask: object, backend: str
+) -> Tensor:
     repeats = q_BTHD.shape[2] // k_BTKD.shape[2]
     k_BTHD, v_BTHD = (x.repeat(1, 1, repeats, 1) for x in (k_BTKD, v_BTKD))
     return kernel.attention(q_BTHD, k_BTHD, v_BTHD, mask=mask)  # type: ignore[arg-type]

@@ -53,7 +53,7 @@ def compile_kernel(
     built = triton.compile(
         source,
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": num_warps, "num_stages": num_stages},
+        options={"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True},
     )
     sass = _cuobjdump(built.asm["cubin"])
     return Report(

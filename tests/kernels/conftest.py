@@ -35,7 +35,7 @@ def _make_bfloat16_products_right() -> None:
     def create_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
         return product(self, widen(a), widen(b), *rest)
 
-    InterpreterBuilder.create_dot = create_dot
+    InterpreterBuilder.create_dot = create_dot  # type: ignore[method-assign]
 
 
 if INTERPRETED:
