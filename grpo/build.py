@@ -17,6 +17,8 @@ from ..rewards.compose import RewardSuite
 from ..rewards.registry import load_rewards
 from .config import Recipe
 from .data import PromptSet, SFTSet, count_overlap, load_prompts, load_sft_rows
+from .optim import optimizer_class
+from .stage import check_trackers
 from .tasks import TASKS
 from .trainer import objective_of
 
@@ -94,6 +96,10 @@ def build_materials(recipe: Recipe, tokenizer: Any, *, context_length: int) -> M
     Raises ValueError, in one line, for whatever cannot be loaded or does not fit.
     """
     materials = Materials(tokenizer)
+    for stage in recipe.stages:
+        config = recipe.stage_config(stage)
+        check_trackers(config.report_to)
+        optimizer_class(config.optim)
     if "grpo" in recipe.stages:
         _check_objective(recipe)
         materials.rewards = load_rewards(recipe.rewards)
@@ -122,6 +128,11 @@ def build_materials(recipe: Recipe, tokenizer: Any, *, context_length: int) -> M
 
 
 def _check_objective(recipe: Recipe) -> None:
+    if recipe.model.lora is not None and recipe.trainer.ref_refresh_steps:
+        raise ValueError(
+            f"trainer.ref_refresh_steps = {recipe.trainer.ref_refresh_steps}: under LoRA the "
+            "reference is the frozen base model, which cannot be refreshed; set it to 0"
+        )
     try:
         objective_of(recipe.trainer)
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -27,20 +28,24 @@ def make_optimizer(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> O
         "eps": config.adam_epsilon,
         "weight_decay": config.weight_decay,
     }
+    kind = optimizer_class(config.optim)
     if config.optim == "adamw":
-        return torch.optim.AdamW(trained, fused=True, **settings)
+        return kind(trained, fused=True, **settings)
     if config.optim == "adamw_cpu_offload":
-        offload = _library("torchao.optim", config.optim).CPUOffloadOptimizer
-        return offload(trained, torch.optim.AdamW, **settings)
-    name = {"adamw_8bit": "AdamW8bit", "adamw_paged": "PagedAdamW"}[config.optim]
-    return getattr(_library("bitsandbytes.optim", config.optim), name)(trained, **settings)
+        return kind(trained, torch.optim.AdamW, **settings)
+    return kind(trained, **settings)
 
 
-def _library(module: str, optim: str) -> Any:
-    import importlib
-
+def optimizer_class(optim: str) -> Any:
+    """The class that `optim` names; ValueError when its library is not installed."""
+    module, name = {
+        "adamw": ("torch.optim", "AdamW"),
+        "adamw_8bit": ("bitsandbytes.optim", "AdamW8bit"),
+        "adamw_paged": ("bitsandbytes.optim", "PagedAdamW"),
+        "adamw_cpu_offload": ("torchao.optim", "CPUOffloadOptimizer"),
+    }[optim]
     try:
-        return importlib.import_module(module)
+        return getattr(importlib.import_module(module), name)
     except ImportError:
         package = module.split(".")[0]
         raise ValueError(

@@ -272,6 +272,8 @@ class GRPOTrainer(Stage):
             if i < len(runs) - idle:
                 entropies.append(entropy_BT[batch.mask_BT > 0].float().cpu())
         entropy_N = torch.cat(gather_objects(entropies))
+        if not len(entropy_N):  # every completion is masked out
+            return None
         return float(top_entropy_threshold(entropy_N, self.objective.top_entropy_quantile))
 
     # -- evaluation, state ------------------------------------------------------------------------

@@ -94,7 +94,6 @@ def test_a_process_without_work_keeps_in_step_with_a_reference(tmp_path: Path) -
 
 def test_an_error_of_one_process_is_raised_in_all(tmp_path: Path) -> None:
     done = run_here(2, "failing", tmp_path)
-    assert done.returncode != 0
     told = [line for line in done.stdout.splitlines() if "the judge is down" in line]
     assert {line.split()[0] for line in told} == {"0", "1"}, done.stderr[-3000:]
 
@@ -233,6 +232,13 @@ def test_a_demonstration_without_a_prompt_is_named() -> None:
         as_sft_rows(rows, tokenizer=char_tokenizer("1+"))
 
 
+def test_a_step_of_truncated_completions_alone_moves_nothing(tmp_path: Path) -> None:
+    masked = {"mask_truncated_completions": True, "max_completion_length": 1, "seed": 5}
+    trainer = make_trainer(tmp_path, objective={"top_entropy_quantile": 0.2}, **masked)
+    samples = [s for s in trainer.collect().samples if not s.trains]
+    assert samples and trainer.update(samples)["grad_norm"] == 0.0
+
+
 # -- settings -----------------------------------------------------------------------------------
 
 
@@ -247,8 +253,9 @@ def test_a_tracker_that_cannot_track_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    error = mistake(capsys, "quickstart", "trainer.report_to=[tensorbord]", "stages=[grpo]")
+    error = mistake(capsys, "quickstart", "trainer.report_to=[tensorbord]")
     assert "'tensorbord': no such tracker" in error and "tensorboard" in error
+    assert not Path("runs").exists()  # found before the stage that comes first has run
     with pytest.raises(ValueError, match="report_to = 'aim': its library is not installed"):
         make_trainer(tmp_path / "run", report_to=("aim",))
 
@@ -262,6 +269,8 @@ def test_settings_out_of_range_are_named(
         assert f"trainer.{key} = -1" in mistake(capsys, "quickstart", f"trainer.{override}")
     error = mistake(capsys, "quickstart", "trainer.objective={beta: 0.1}")
     assert "trainer.beta" in error
+    lora = ["model.lora={}", "trainer.beta=0.1", "trainer.ref_refresh_steps=5"]
+    assert "trainer.ref_refresh_steps = 5: under LoRA" in mistake(capsys, "quickstart", *lora)
 
 
 if __name__ == "__main__":
@@ -272,5 +281,4 @@ if __name__ == "__main__":
         try:
             make_trainer(Path(sys.argv[2]), rewards=fails_elsewhere).train()
         except ValueError as raised:
-            print(os.environ["RANK"], raised, flush=True)
-            sys.exit(1)
+            print(os.environ["RANK"], raised, flush=True)  # exit 0: the launcher kills no other
