@@ -342,7 +342,14 @@ def objective_of(config: GRPOConfig) -> Objective:
     overrides |= {"max_completion_length": config.max_completion_length, "beta": config.beta}
     if "beta" in config.objective:
         raise ValueError("beta: is trainer.beta, which also decides whether a reference is loaded")
-    return resolve(config.loss_type, **(overrides | config.objective))
+    objective = resolve(config.loss_type, **(overrides | config.objective))
+    apart = config.multi_objective_aggregation == "normalize_then_sum"
+    if apart and objective.beta and objective.kl_place == "reward":
+        raise ValueError(
+            "kl_place='reward': there is no summed reward to take the KL from where "
+            "multi_objective_aggregation is normalize_then_sum; set kl_place to loss, or beta to 0"
+        )
+    return objective
 
 
 def sampling_of(config: GRPOConfig, seed: int) -> Sampling:

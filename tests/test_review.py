@@ -269,6 +269,9 @@ def test_settings_out_of_range_are_named(
         assert f"trainer.{key} = -1" in mistake(capsys, "quickstart", f"trainer.{override}")
     error = mistake(capsys, "quickstart", "trainer.objective={beta: 0.1}")
     assert "trainer.beta" in error
+    gdpo = "trainer.multi_objective_aggregation=normalize_then_sum"
+    rloo = ["trainer.loss_type=rloo", "trainer.beta=0.1"]
+    assert "kl_place='reward'" in mistake(capsys, "quickstart", gdpo, *rloo)
     lora = ["model.lora={}", "trainer.beta=0.1", "trainer.ref_refresh_steps=5"]
     assert "trainer.ref_refresh_steps = 5: under LoRA" in mistake(capsys, "quickstart", *lora)
 
