@@ -6,11 +6,18 @@ with tokens x vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from . import logits
+from .backend import resolve_backend
+
+TokenLoss = Callable[[Tensor, Tensor, slice], Tensor]
 
 # Elements of a float32 logits block. CPU: it should stay in the cache between passes; elsewhere it
 # should fill the device (64 Mi elements are 256 MiB).
@@ -28,15 +35,68 @@ def linear_logprob(
     *,
     temperature: float = 1.0,
     chunk_tokens: int | None = None,
+    backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """logprobs_N and entropy_N (nats) of softmax(hidden @ weight^T / temperature) at the targets.
 
     Both carry gradients to hidden and weight and are float32 (float64 if hidden is). The matrix
     products run in hidden's dtype, under autocast in the autocast dtype; softmax and sums do not.
     The logits are computed `chunk_tokens` rows at a time and again in the backward (4 products
-    instead of 3), but for a small problem, which keeps them. Raises ValueError on a shape,
-    temperature or chunk that cannot be.
+    instead of 3), but for a small problem, which keeps them. `backend` as in `backend.py`; float64
+    is torch's under "auto". Raises ValueError on a shape, temperature or chunk that cannot be.
     """
+    plan = _plan(hidden_ND, weight_VD, target_N, temperature, chunk_tokens, backend)
+    return _LinearLogprob.apply(hidden_ND, weight_VD, target_N, plan)
+
+
+def linear_token_loss(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    target_N: Tensor,
+    token_loss: TokenLoss,
+    *,
+    temperature: float = 1.0,
+    chunk_tokens: int | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sum of a loss that each token has on its own, with 3 matrix products instead of 4.
+
+    `token_loss(logprobs_C, entropy_C, rows)` gives the losses_C of one chunk, the tokens of slice
+    `rows`; loss c must depend on token c alone, as in GRPO with token-level ratios (not GSPO). The
+    gradient is then known in the forward, where the logits are: they are never computed again.
+    Returns the loss, which carries gradients to hidden and weight only, and logprobs_N and
+    entropy_N, which carry none. Otherwise as `linear_logprob`.
+    """
+    plan = _plan(hidden_ND, weight_VD, target_N, temperature, chunk_tokens, backend)
+    return _LinearTokenLoss.apply(hidden_ND, weight_VD, target_N, token_loss, plan)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How one call computes: rows per chunk, dtype of the products, and the three operations."""
+
+    temperature: float
+    chunk_tokens: int
+    dtype: torch.dtype
+    ops: Any  # the module logits.py or logits_triton.py
+
+    @property
+    def wide(self) -> torch.dtype:
+        return torch.promote_types(self.dtype, torch.float32)
+
+    def chunks(self, num_tokens: int) -> Iterator[slice]:
+        for start in range(0, num_tokens, self.chunk_tokens):
+            yield slice(start, min(start + self.chunk_tokens, num_tokens))
+
+
+def _plan(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    target_N: Tensor,
+    temperature: float,
+    chunk_tokens: int | None,
+    backend: str | None,
+) -> _Plan:
     if temperature <= 0:
         raise ValueError(f"temperature={temperature}: must be positive; greedy has no log-prob")
     if chunk_tokens is not None and chunk_tokens < 1:
@@ -46,108 +106,192 @@ def linear_logprob(
     if weight_VD.shape != (V, D) or target_N.shape != (N,):
         shapes = [tuple(x.shape) for x in (hidden_ND, weight_VD, target_N)]
         raise ValueError(f"hidden, weight, target of shapes {shapes}: need [N,D], [V,D], [N]")
+    device, dtype = hidden_ND.device.type, hidden_ND.dtype
     if chunk_tokens is None:
-        elements = _CHUNK_ELEMENTS.get(hidden_ND.device.type, _CHUNK_ELEMENTS_DEFAULT)
+        elements = _CHUNK_ELEMENTS.get(device, _CHUNK_ELEMENTS_DEFAULT)
         chunk_tokens = max(_MIN_CHUNK_TOKENS, elements // V)
-    device = hidden_ND.device.type
-    dtype = hidden_ND.dtype
     if dtype != torch.float64 and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-    return _LinearLogprob.apply(hidden_ND, weight_VD, target_N, temperature, chunk_tokens, dtype)
+    ops = _operations(backend, hidden_ND.device, dtype)
+    return _Plan(temperature, chunk_tokens, dtype, ops)
+
+
+def _operations(backend: str | None, device: torch.device, dtype: torch.dtype) -> Any:
+    if resolve_backend(backend or "auto", device=device) == "torch":
+        return logits
+    if dtype == torch.float64:
+        if backend == "triton":
+            raise ValueError("hidden in float64: backend 'triton' takes float32 and less")
+        return logits
+    from . import logits_triton  # only here: triton is not on every platform
+
+    return logits_triton
 
 
 class _LinearLogprob(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden_ND: Tensor,
-        weight_VD: Tensor,
-        target_N: Tensor,
-        temperature: float,
-        chunk_tokens: int,
-        dtype: torch.dtype,
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor, plan: _Plan
     ) -> tuple[Tensor, Tensor]:
         N, V = hidden_ND.shape[0], weight_VD.shape[0]
-        wide = torch.promote_types(dtype, torch.float32)
-        logprobs_N, entropy_N, lse_N = (
-            torch.empty(N, dtype=wide, device=hidden_ND.device) for _ in range(3)
-        )
+        logprobs_N, entropy_N, lse_N = _vectors(3, hidden_ND, plan)
         keep = N * V <= _KEEP_ELEMENTS and any(ctx.needs_input_grad)
         kept: list[Tensor] = []
         with torch.autocast(hidden_ND.device.type, enabled=False):
-            weight = weight_VD.to(dtype)
-            for start in range(0, N, chunk_tokens):
-                c = slice(start, start + chunk_tokens)
-                z_CV = _logits(hidden_ND[c].to(dtype), weight, temperature)
+            weight = weight_VD.to(plan.dtype)
+            for c in plan.chunks(N):
+                hidden_CD = hidden_ND[c].to(plan.dtype)
+                z_CV = plan.ops.logits(hidden_CD, weight, temperature=plan.temperature)
                 if keep:
                     kept.append(z_CV)
-                top_C = z_CV.amax(-1, keepdim=True)
-                e_CV = (z_CV - top_C).exp_()
-                sum_C = e_CV.sum(-1)
-                lse_N[c] = top_C.squeeze(-1) + sum_C.log()
-                target_C = z_CV.gather(-1, target_N[c, None]).squeeze(-1)
-                logprobs_N[c] = target_C - lse_N[c]
-                # H = lse - E[z], with z taken relative to the maximum so that nothing cancels.
-                mean_C = e_CV.mul_(z_CV - top_C).sum(-1) / sum_C
-                entropy_N[c] = sum_C.log() - mean_C
+                logprobs_N[c], entropy_N[c], lse_N[c] = plan.ops.fold(
+                    z_CV, target_N[c], temperature=plan.temperature
+                )
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(hidden_ND, weight_VD, target_N, lse_N, entropy_N, *kept)
-        ctx.settings = temperature, chunk_tokens, dtype
+        ctx.plan = plan
         return logprobs_N, entropy_N
 
     @staticmethod
     @once_differentiable  # the saved lse and entropy carry no graph
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden_ND, weight_VD, target_N, lse_N, entropy_N, *kept = ctx.saved_tensors
-        temperature, chunk_tokens, dtype = ctx.settings
+        plan: _Plan = ctx.plan
         grad_logprobs_N, grad_entropy_N = grads
-        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
-        wide = lse_N.dtype
-        grad_hidden_ND = torch.empty_like(hidden_ND) if needs_hidden else None
-        grad_weight_VD = (
-            torch.zeros(weight_VD.shape, dtype=wide, device=weight_VD.device)
-            if needs_weight
-            else None
-        )
         if grad_logprobs_N is None:
             grad_logprobs_N = torch.zeros_like(lse_N)
-        up_N = grad_logprobs_N / temperature
-        down_N = None if grad_entropy_N is None else grad_entropy_N / -temperature
+        total = _Gradients(hidden_ND, weight_VD, plan, ctx.needs_input_grad)
         with torch.autocast(hidden_ND.device.type, enabled=False):
-            weight = weight_VD.to(dtype)
-            for i, start in enumerate(range(0, hidden_ND.shape[0], chunk_tokens)):
-                c = slice(start, start + chunk_tokens)
-                hidden_CD = hidden_ND[c].to(dtype)
-                z_CV = kept[i] if kept else _logits(hidden_CD, weight, temperature)
-                logp_CV = z_CV - lse_N[c, None]
-                dz_CV = logp_CV.exp()
-                if down_N is None:
-                    dz_CV.mul_(-up_N[c, None])
-                else:  # dH/dz = -p (log p + H)
-                    slope_CV = logp_CV.add_(entropy_N[c, None]).mul_(down_N[c, None])
-                    dz_CV.mul_(slope_CV.sub_(up_N[c, None]))
-                dz_CV.scatter_add_(-1, target_N[c, None], up_N[c, None])
-                dz_CV = dz_CV.to(dtype)
-                if grad_hidden_ND is not None:
-                    grad_hidden_ND[c] = dz_CV @ weight
-                if grad_weight_VD is not None:  # chunks add up in float32: bf16 sums would drift
-                    _add_product(grad_weight_VD, dz_CV.T, hidden_CD)
-        if grad_weight_VD is not None:
-            grad_weight_VD = grad_weight_VD.to(weight_VD.dtype)
-        return grad_hidden_ND, grad_weight_VD, None, None, None, None
+            weight = weight_VD.to(plan.dtype)
+            for i, c in enumerate(plan.chunks(hidden_ND.shape[0])):
+                hidden_CD = hidden_ND[c].to(plan.dtype)
+                if kept:
+                    z_CV = kept[i]
+                else:
+                    z_CV = plan.ops.logits(hidden_CD, weight, temperature=plan.temperature)
+                dz_CV = plan.ops.gradient(
+                    z_CV,
+                    target_N[c],
+                    lse_N[c],
+                    entropy_N[c],
+                    grad_logprob_C=grad_logprobs_N[c],
+                    grad_entropy_C=None if grad_entropy_N is None else grad_entropy_N[c],
+                    temperature=plan.temperature,
+                    dtype=plan.dtype,
+                    overwrite=not kept,
+                )
+                total.add(c, dz_CV, hidden_CD, weight)
+        return *total.finish(), None, None
 
 
-def _logits(hidden_CD: Tensor, weight_VD: Tensor, temperature: float) -> Tensor:
-    z_CV = hidden_CD @ weight_VD.T
-    z_CV = z_CV.to(torch.promote_types(z_CV.dtype, torch.float32))
-    return z_CV if temperature == 1.0 else z_CV.div_(temperature)
+class _LinearTokenLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        target_N: Tensor,
+        token_loss: TokenLoss,
+        plan: _Plan,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        N = hidden_ND.shape[0]
+        logprobs_N, entropy_N = _vectors(2, hidden_ND, plan)
+        loss = torch.zeros((), dtype=plan.wide, device=hidden_ND.device)
+        trains = any(ctx.needs_input_grad)
+        total = _Gradients(hidden_ND, weight_VD, plan, ctx.needs_input_grad)
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            weight = weight_VD.to(plan.dtype)
+            for c in plan.chunks(N):
+                hidden_CD = hidden_ND[c].to(plan.dtype)
+                z_CV = plan.ops.logits(hidden_CD, weight, temperature=plan.temperature)
+                logprob_C, entropy_C, lse_C = plan.ops.fold(
+                    z_CV, target_N[c], temperature=plan.temperature
+                )
+                logprobs_N[c], entropy_N[c] = logprob_C, entropy_C
+                chunk_loss, up_C, down_C = _differentiate(token_loss, logprob_C, entropy_C, c)
+                loss += chunk_loss
+                if not trains:
+                    continue
+                dz_CV = plan.ops.gradient(
+                    z_CV,
+                    target_N[c],
+                    lse_C,
+                    entropy_C,
+                    grad_logprob_C=up_C,
+                    grad_entropy_C=down_C,
+                    temperature=plan.temperature,
+                    dtype=plan.dtype,
+                    overwrite=True,
+                )
+                total.add(c, dz_CV, hidden_CD, weight)
+        ctx.mark_non_differentiable(logprobs_N, entropy_N)
+        ctx.grads = total.finish()
+        return loss, logprobs_N, entropy_N
+
+    @staticmethod
+    @once_differentiable  # the gradient was formed without a graph
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.grads is None:
+            raise RuntimeError("linear_token_loss: a second backward; its gradient is kept once")
+        grads, ctx.grads = ctx.grads, None
+        grads = [None if g is None else g.mul_(grad.to(g.dtype)) for g in grads]
+        return *grads, None, None, None
+
+
+def _differentiate(
+    token_loss: TokenLoss, logprob_C: Tensor, entropy_C: Tensor, rows: slice
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The chunk's loss and its gradients by log-prob and by entropy (None: does not depend)."""
+    with torch.enable_grad():
+        leaves = [x.detach().requires_grad_() for x in (logprob_C, entropy_C)]
+        losses_C = token_loss(leaves[0], leaves[1], rows)
+        if losses_C.shape != logprob_C.shape:
+            raise ValueError(
+                f"token_loss: {tuple(losses_C.shape)} for {tuple(logprob_C.shape)} tokens; "
+                "give one loss per token"
+            )
+        loss = losses_C.sum()
+    up_C = down_C = None
+    if loss.requires_grad:
+        up_C, down_C = torch.autograd.grad(loss, leaves, allow_unused=True)
+    return loss.detach(), torch.zeros_like(logprob_C) if up_C is None else up_C, down_C
+
+
+class _Gradients:
+    """Gradients of hidden and weight, chunk by chunk. The weight's adds up in float32 or wider:
+    sums in bfloat16 would drift."""
+
+    def __init__(
+        self, hidden_ND: Tensor, weight_VD: Tensor, plan: _Plan, needed: Sequence[bool]
+    ) -> None:
+        self.hidden_ND = torch.empty_like(hidden_ND) if needed[0] else None
+        self.weight_VD = None
+        if needed[1]:
+            self.weight_VD = weight_VD.new_zeros(weight_VD.shape, dtype=plan.wide)
+        self.weight_dtype = weight_VD.dtype
+
+    def add(self, rows: slice, dz_CV: Tensor, hidden_CD: Tensor, weight_VD: Tensor) -> None:
+        if self.hidden_ND is not None:
+            self.hidden_ND[rows] = dz_CV @ weight_VD
+        if self.weight_VD is not None:
+            _add_product(self.weight_VD, dz_CV.T, hidden_CD)
+
+    def finish(self) -> tuple[Tensor | None, Tensor | None]:
+        if self.weight_VD is not None:
+            self.weight_VD = self.weight_VD.to(self.weight_dtype)
+        return self.hidden_ND, self.weight_VD
+
+
+def _vectors(count: int, hidden_ND: Tensor, plan: _Plan) -> list[Tensor]:
+    shape, device = hidden_ND.shape[:1], hidden_ND.device
+    return [torch.empty(shape, dtype=plan.wide, device=device) for _ in range(count)]
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     if a.dtype == total.dtype:
         total.addmm_(a, b)
-    elif a.is_cuda:
-        total += torch.mm(a, b, out_dtype=total.dtype)
+    elif a.is_cuda:  # low-precision factors, float32 sum, and no second matrix of this size
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
     else:
         total += a @ b
 
