@@ -363,15 +363,18 @@ def code_tests(
     scores: list[float | None] = [None] * len(completions)
     statuses: list[str | None] = [None] * len(completions)
     for number, result in zip(rows, results, strict=True):
-        scores[number], statuses[number] = _score(result, mode), result.status
+        scores[number], statuses[number] = row_score(result, mode), result.status
     if log_extra is not None:
         log_extra("code_status", statuses)
     return scores
 
 
-def _score(result: CodeResult, mode: str) -> float | None:
+def row_score(result: CodeResult, mode: str = "all") -> float | None:
+    """The reward of one result, all or nothing or a fraction; None where the sandbox failed."""
     if mode == "fraction" and any(case.status == "sandbox_error" for case in result.cases):
         return None
     if result.status == "sandbox_error":
         return None
-    return float(result.status == "passed") if mode == "all" else result.passed / result.total
+    return (
+        float(result.status == "passed") if mode == "all" else result.passed / max(1, result.total)
+    )

@@ -167,10 +167,10 @@ def _code_tests(
 ) -> list[Scored]:
     """Every test is run, so that the explanation tells of all; the reward is code_tests' own."""
     from .code_formats import read_tests
-    from .code_tests import run_batch
+    from .code_tests import row_score, run_batch
 
     settings = dict(kwargs)
-    fraction = settings.pop("mode", "all") == "fraction"
+    mode = settings.pop("mode", "all")
     held, scored = [], [Scored(None, error="the row has no tests") for _ in completions]
     for i, tests in enumerate(columns["tests"]):
         try:
@@ -180,13 +180,9 @@ def _code_tests(
             scored[i] = Scored(None, error=_reason(error))
     pairs = [(completion_text(completions[i]), columns["tests"][i]) for i in held]
     for i, result in zip(held, run_batch(pairs, **settings), strict=True):
-        statuses = {result.status, *(case.status for case in result.cases if fraction)}
-        if "sandbox_error" in statuses:
-            scored[i] = Scored(None, dataclasses.asdict(result), "the sandbox failed")
-            continue
-        share = result.passed / result.total if result.total else 0.0
-        reward = share if fraction else float(result.status == "passed")
-        scored[i] = Scored(reward, dataclasses.asdict(result))
+        reward = row_score(result, mode)
+        error = "the sandbox failed" if reward is None else None
+        scored[i] = Scored(reward, dataclasses.asdict(result), error)
     return scored
 
 

@@ -178,16 +178,16 @@ def repetition(
     return rewards
 
 
-def reasoning_steps(completions: Sequence[Any], *, target: int = 3, **_: Any) -> list[float]:
-    """min(1, steps / target), where a step is "Step 1:", a numbered or bulleted line, "First," ...
+def reasoning_steps(completions: Sequence[Any], *, steps: int = 3, **_: Any) -> list[float]:
+    """min(1, found / steps), where a step is "Step 1:", a numbered or bulleted line, "First," ...
 
     open-r1's reward of this name. It rewards the look of reasoning and is easily gamed: keep its
     weight small.
     """
-    if target < 1:
-        raise ValueError(f"target = {target}: must be at least 1 step")
+    if steps < 1:
+        raise ValueError(f"steps = {steps}: must be at least 1")
     return [
-        min(1.0, len(_STEPS.findall(completion_text(completion))) / target)
+        min(1.0, len(_STEPS.findall(completion_text(completion))) / steps)
         for completion in completions
     ]
 

@@ -17,6 +17,7 @@ from .math_eval import Budget, NoValue
 from .math_extract import Extraction, extract, gold_text
 from .math_lex import MAX_CHARS
 from .math_read import read
+from .math_show import show
 from .math_slow import pool
 from .math_values import Choice, Many, Quantity, Value, Word
 
@@ -292,4 +293,4 @@ def _contradicts(comparison: Comparison, golds: tuple[Value, ...], text: str) ->
 
 
 def _describe(values: tuple[Value, ...]) -> str:
-    return " | ".join(repr(value)[:300] for value in values[:4])
+    return " | ".join(map(show, values[:4]))

@@ -151,7 +151,7 @@ def _build() -> dict[str, Unit]:
     return units
 
 
-_UNITS = _build()
+NAMED_UNITS = _build()
 _PLURALS = {"feet": "foot", "inches": "inch", "men": "man", "women": "woman", "children": "child",
     "people": "person",
             "mice": "mouse", "geese": "goose", "teeth": "tooth", "pence": "pence", "dice": "die",
@@ -176,11 +176,11 @@ def singular(word: str) -> str:
 def lookup(word: str) -> Unit | None:
     """The unit that a word names, in any number and common spelling."""
     if word in _LETTERS:
-        return _UNITS[_LETTERS[word]]
+        return NAMED_UNITS[_LETTERS[word]]
     lower = word.lower()
     if len(word) == 1 and word not in ("m", "g", "s", "h", "l"):
         return None
-    return _UNITS.get(lower) or (_UNITS.get(singular(lower)) if len(lower) > 3 else None)
+    return NAMED_UNITS.get(lower) or (NAMED_UNITS.get(singular(lower)) if len(lower) > 3 else None)
 
 
 def is_unit_word(word: str) -> bool:
@@ -194,7 +194,7 @@ def currency(symbol: str) -> Unit:
 
 
 CURRENCY_SIGNS = frozenset(_CURRENCY)
-TEMPERATURES = {"C": _UNITS["celsius"], "F": _UNITS["fahrenheit"]}
+TEMPERATURES = {"C": NAMED_UNITS["celsius"], "F": NAMED_UNITS["fahrenheit"]}
 
 
 class PhraseReader:
@@ -291,7 +291,7 @@ class PhraseReader:
         if unit is DEGREE and self.word() in ("c", "f", "celsius", "fahrenheit", "centigrade"):
             name = "celsius" if self.word()[0] == "c" else "fahrenheit"
             self.pos += 1
-            return _UNITS[name]
+            return NAMED_UNITS[name]
         return unit
 
     def exponent(self) -> int:

@@ -116,8 +116,8 @@ def test_mistakes_of_shaping_rewards_are_named():
         repetition(ids(3), max_penalty=1)
     with pytest.raises(ValueError, match="ngram_size = 0"):
         repetition(ids(3), ngram_size=0)
-    with pytest.raises(ValueError, match="target = 0"):
-        reasoning_steps(["a"], target=0)
+    with pytest.raises(ValueError, match="steps = 0"):
+        reasoning_steps(["a"], steps=0)
 
 
 # Kimi
@@ -192,7 +192,7 @@ def test_repetition_is_trls(ngram_size):
 )
 def test_reasoning_steps(text, steps):
     assert reasoning_steps([text]) == [min(1.0, steps / 3)]
-    assert reasoning_steps([[{"role": "assistant", "content": text}]], target=8) == [steps / 8]
+    assert reasoning_steps([[{"role": "assistant", "content": text}]], steps=8) == [steps / 8]
 
 
 # language
