@@ -144,7 +144,8 @@ class OptimConfig:
     micro_batch_tokens: int = setting(16384, "tokens per forward pass on each process; memory knob")
     packing: bool = setting(True, "lay sequences end to end without padding")
     save_steps: int = setting(
-        0, "a checkpoint every so many steps; at the end, and of the best evaluation, there is one"
+        100,
+        "a checkpoint every so many steps; at the end, and of the best evaluation, there is one",
     )
     save_total_limit: int = setting(2, "checkpoints kept (best and latest always are)")
     eval_steps: int = setting(0, "evaluate every so many steps; 0 = before and after only")

@@ -70,6 +70,7 @@ def _whitened_returns(groups: Groups, objective: Objective) -> None:
     whitened = whiten(torch.cat(returns))
     for sample, part in zip(samples, whitened.split([len(r) for r in returns]), strict=True):
         sample.token_advantages = part
+        sample.advantage = float(part.mean())  # for the record: training reads the tokens
 
 
 def _penalised(groups: Groups, objective: Objective) -> list[Tensor]:

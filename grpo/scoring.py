@@ -96,8 +96,9 @@ def _storable(value: Any) -> Any:
 
 
 def has_signal(group: Sequence[Sample]) -> bool:
-    """Whether the rewards of a group differ: one whose rewards are all equal teaches nothing."""
-    return len({sample.record["reward"] for sample in group} - {None}) > 1
+    """Whether the rewards of a group differ in float32: if not, it teaches nothing."""
+    rewards = _scored(sample.record["reward"] for sample in group)
+    return len(torch.tensor(rewards, dtype=torch.float32).unique()) > 1
 
 
 def all_unscored(groups: Sequence[Sequence[Sample]]) -> bool:
@@ -130,8 +131,9 @@ def rollout_metrics(samples: Sequence[Sample]) -> dict[str, float]:
     for name in samples[0].record["rewards"]:
         values = _scored(s.record["rewards"].get(name) for s in samples)
         metrics |= {f"rewards/{name}/mean": _mean(values), f"rewards/{name}/std": _std(values)}
-    for sample in samples:
-        metrics |= sample.record["metrics"]
+    logged = [sample.record["metrics"] for sample in samples]  # one of each process and round
+    for name in {name: None for found in logged for name in found}:
+        metrics[name] = _mean([found[name] for found in logged if name in found])
     return metrics
 
 

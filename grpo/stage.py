@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..models.adapters import base_model, has_lora, load_lora, merged_state
 from ..models.checkpoint import load_checkpoint, write_checkpoint
+from ..rewards.signature import RewardError
 from . import checkpoint as ckpt
 from .batch import MicroBatch, Sample, collate, micro_batches, shard
 from .checkpoint import Checkpoints, RunError
@@ -201,6 +202,10 @@ class Stage:
         try:
             yield
         except FloatingPointError as error:
+            raise RunError(f"step {self.step + 1}: {error}") from error
+        except RewardError as error:
+            if self.step == 0:  # a mistake in the recipe or the function, not a run that failed
+                raise
             raise RunError(f"step {self.step + 1}: {error}") from error
         except RuntimeError as error:
             if "out of memory" not in str(error) and "can't allocate memory" not in str(error):

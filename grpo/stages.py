@@ -60,18 +60,20 @@ def run_recipe(recipe: Recipe, options: Options = Options()) -> Path:
     first = _seeded_model(recipe, tokenizer, done, run_dir, device=state.device)
     context_length = base_model(first).config.max_position_embeddings
     materials = build_materials(recipe, tokenizer, context_length=context_length)
+    finished = run_dir is not None and _is_finished(recipe, run_dir)
     with _run_folder(recipe, run_dir, options) as run_dir:
         if state.is_main_process:
             root = RunFolder(run_dir)
-            root.write_recipe(to_yaml(recipe))
-            root.write_environment(tracking.environment())
+            if not finished:
+                root.write_recipe(to_yaml(recipe))
+                root.write_environment(tracking.environment())
         quiet = options.quiet or not state.is_main_process
         display = RunDisplay(recipe.name, 1, quiet=quiet)
         header = _header(recipe, materials, describe_model(first, recipe, state.device))
         display.header(recipe.name, recipe.question, [*header, ("run", str(run_dir)), *notes])
         if options.dry_run:
             _show_recipe(recipe, display)
-        elif options.resume and _is_finished(recipe, run_dir):
+        elif finished:
             display.note("this run is finished; a larger trainer.max_steps would go on with it")
             return run_dir
         try:

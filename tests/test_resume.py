@@ -135,7 +135,8 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, recipe: Path, w
 def test_adapters_and_dropout_resume_too(tmp_path: Path) -> None:
     recipe = tmp_path / "lora.yaml"
     model = {**RECIPE["model"], "lora": {"rank": 4, "dropout": 0.1}}
-    recipe.write_text(yaml.safe_dump({**RECIPE, "model": model}))
+    trainer = {**RECIPE["trainer"], "ref_refresh_steps": 0}
+    recipe.write_text(yaml.safe_dump({**RECIPE, "model": model, "trainer": trainer}))
     whole, run = tmp_path / "whole", tmp_path / "broken"
     finish(start(recipe, whole))
     kill_when(start(recipe, run), logged(run, 7))

@@ -212,15 +212,13 @@ def test_the_reference_is_refreshed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("loss_type", ["rloo", "reinforce_pp"])
 def test_kl_in_the_reward_pulls_towards_the_reference(tmp_path: Path, loss_type: str) -> None:
-    def gap(name: str, beta: float) -> float:
+    def last_kl(name: str, beta: float) -> float:
         trainer = make_trainer(
-            tmp_path / name, loss_type=loss_type, beta=beta, max_steps=6, learning_rate=2e-3
+            tmp_path / name, loss_type=loss_type, beta=beta, max_steps=12, learning_rate=2e-3
         )
-        before = flat_weights(trainer.model).clone()
-        trainer.train()
-        return float((flat_weights(trainer.model) - before).norm())
+        return trainer.train()["kl"]
 
-    assert gap("pulled", 5.0) != gap("free", 1e-9)
+    assert last_kl("pulled", 2.0) < 0.7 * last_kl("free", 1e-9)
 
 
 def test_gdpo_gives_each_reward_its_own_scale(tmp_path: Path) -> None:
@@ -260,7 +258,10 @@ def test_dynamic_sampling_fills_the_batch_or_stops_at_its_bound(tmp_path: Path) 
     bounded = make_trainer(
         tmp_path / "b", rewards=rare, dynamic_sampling=True, max_sampling_rounds=1
     )
-    assert 0 < len(bounded.collect().samples) <= 16
+    cycle = bounded.collect()
+    assert cycle.metrics["dynamic_sampling/rounds"] == 1
+    assert 0 < len(cycle.samples) < 16
+    assert all(int(s.record["prompt"][0]) < 3 for s in cycle.samples)
 
 
 def test_truncated_completions_are_masked(tmp_path: Path) -> None:
