@@ -11,6 +11,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
+from ..rewards.signature import RewardError
 from .checkpoint import RunError
 from .objectives import Mean, Metrics, merge_metrics
 
@@ -50,12 +51,18 @@ def on_every_process(work: Callable[[], Item]) -> Item:
         result, error = work(), None
     except Exception as caught:
         result, error = None, caught
-    told = gather_objects([error and (isinstance(error, ValueError), _one_line(error))])
+    told = gather_objects([error and (_kind(error), _one_line(error))])
     if error is not None:
         raise error
-    for mistake, text in filter(None, told):
-        raise ValueError(text) if mistake else RunError(text)
+    for kind, text in filter(None, told):
+        raise kind(text)
     return result  # type: ignore[return-value]
+
+
+def _kind(error: Exception) -> type[Exception]:
+    """What the other processes raise: a class that one line of text makes whole."""
+    kinds = (RewardError, ValueError)
+    return next((kind for kind in kinds if isinstance(error, kind)), RunError)
 
 
 def _one_line(error: Exception) -> str:
