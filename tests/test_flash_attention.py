@@ -1,7 +1,7 @@
 """FlashAttention kernels in Triton's interpreter and on a GPU, and the choice of a backend.
 
-The cases are in `kernels/flash_cases.py`. They run in a process of their own: Triton decides when
-it is imported whether it interprets.
+The cases are in `kernels/*_cases.py`, those of the log-prob head too. They run in a process of
+their own: Triton decides when it is imported whether it interprets.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def run_cases(*options: str, interpret: bool) -> None:
     environment = os.environ | {"TRITON_INTERPRET": "1" if interpret else "0"}
     environment.pop("PYTEST_XDIST_WORKER", None)
     run = subprocess.run(
-        [*command, str(HERE / "kernels" / "flash_cases.py")],
+        [*command, *(str(HERE / "kernels" / f"{name}_cases.py") for name in ("flash", "logit"))],
         env=environment,
         cwd=HERE.parent,
         capture_output=True,
@@ -46,14 +46,14 @@ def run_cases(*options: str, interpret: bool) -> None:
 @needs_triton
 @pytest.mark.parametrize("half", HALVES)
 def test_in_the_interpreter(half: str) -> None:
-    run_cases("-m", "not slow", "-k", half, interpret=True)
+    run_cases("-m", "not slow and not gpu", "-k", half, interpret=True)
 
 
 @needs_triton
 @pytest.mark.slow
-@pytest.mark.parametrize("width", ["16", "64", "80", "128", "256"])
-def test_everything_in_the_interpreter(width: str) -> None:
-    run_cases("-m", "slow", "-k", f"-{width}]", interpret=True)
+@pytest.mark.parametrize("part", ["D16", "D64", "D80", "D128", "D256", "vocabulary"])
+def test_everything_in_the_interpreter(part: str) -> None:
+    run_cases("-m", "slow", "-k", part, interpret=True)
 
 
 @pytest.mark.gpu
