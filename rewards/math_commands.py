@@ -127,7 +127,7 @@ def read_command(parser: Parser) -> Node:
     if name == "mathbb":
         node = parser.tex_argument()
         if node[0] == "sym" and node[1] in ("R", "Z", "N", "Q", "C"):
-            return ("domain", node[1])
+            return ("domain", node[1] + _half_line(parser) if node[1] == "R" else node[1])
         raise Unreadable("an unknown set of numbers")
     if name in _ACCENTS:
         return _accented(parser, name)
@@ -144,6 +144,21 @@ def read_command(parser: Parser) -> Node:
     if name in ("partial", "nabla", "ell", "hbar", "star", "dagger", "bullet", "aleph", "Re", "Im"):
         return ("sym", f"\\{name}")
     raise Unreadable(f"\\{name} is not understood")
+
+
+def _half_line(parser: Parser) -> str:
+    """The sign behind \\mathbb{R}: ^+, ^{-}, _{+} or _{>0}; an empty string for none."""
+    signs = [parser.peek(offset).value for offset in range(1, 5)]
+    if not parser.is_op("^", "_"):
+        return ""
+    for pattern in (("{", "+", "}"), ("{", "-", "}"), ("{", ">", "0", "}"), ("{", "<", "0", "}")):
+        if tuple(signs[: len(pattern)]) == pattern:
+            parser.pos += len(pattern) + 1
+            return {"<": "-", ">": "+"}.get(pattern[1], pattern[1])
+    if signs[0] in ("+", "-"):
+        parser.pos += 2
+        return signs[0]
+    return ""
 
 
 def _tex_or_group(parser: Parser) -> Node:

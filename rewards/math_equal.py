@@ -106,9 +106,24 @@ def same_value(left: Node, right: Node, budget: Budget) -> bool:
     envs = points(names, integers=integers) if names else [{}]
     if _agree(left, right, envs, budget):
         return True
-    if contains((left, right), frozenset(["log"])):
-        return _agree(left, right, [{**env, NATURAL: True} for env in envs], budget)
-    return False
+    if contains((left, right), _LOG) and _agree(
+        left, right, [{**env, NATURAL: True} for env in envs], budget
+    ):
+        return True
+    return bool(names) and _same_logarithms(left, right, envs, budget)
+
+
+_LOG, _LOGARITHMS = frozenset(["log"]), frozenset(["log", "ln"])
+_ONE_SIDED = frozenset(["abs", "sign", "i", "root"])  # what tells x from -x, or leaves the reals
+
+
+def _same_logarithms(left: Node, right: Node, envs: list[dict[str, Any]], budget: Budget) -> bool:
+    """Whether laws of real logarithms make two trees equal: compared at positive points only."""
+    sides = (left, right)
+    if not all(contains(side, _LOGARITHMS) for side in sides) or contains(sides, _ONE_SIDED):
+        return False
+    positive = [env for env in envs if all(value > 0 for value in env.values())]
+    return _agree(left, right, positive, budget)
 
 
 def _agree(left: Node, right: Node, envs: list[dict[str, Any]], budget: Budget) -> bool:

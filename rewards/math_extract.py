@@ -27,22 +27,24 @@ _BOX_SUFFIX = re.compile(r"\s*(?:_\s*\{?[0-9]{1,2}\}?|\^\s*\{?\\circ\}?|\^\\circ
 _GAP = re.compile(
     r"(?:[\s$,;&.*]|\\[()\[\],;:! \\]|\\q?quad|\\text\s*\{|\\mbox\s*\{|[{}]|\band\b|\bor\b"
     r"|\beither\b|\balternatively\b"
-    r"|\bmaybe\b|\bperhaps\b|\bpossibly\b|(?:\\?[A-Za-z]\w?|\([a-zA-Z]\))\s*(?:=|:))*",
+    r"|\bmaybe\b|\bperhaps\b|\bpossibly\b|\bbut\b|(?:\\?[A-Za-z]\w?|\([a-zA-Z]\))\s*(?:=|:))*",
     re.I,
 )
 _FILLER = re.compile(
-    r"\b(?:the|final|answers?|is|are|also|it|could|be|can|possible|another|one|candidate|option|choice|solution|might"
+    r"\b(?:the|final|answers?|case|is|are|also|it|could|be|can|possible|another|one|candidate|option|choice|solution|might"
     r"|may|my|guess)\b|[0-9#:]",
     re.I,
 )
-_HEDGE = re.compile(r"\b(?:or|alternatively|either|maybe|perhaps|possibly|otherwise)\b", re.I)
+_HEDGE = re.compile(
+    r"\b(?:or|could|might|alternatively|either|maybe|perhaps|possibly|otherwise)\b", re.I
+)
 _CORRECTION = re.compile(
     r"\b(?:wait|actually|correct(?:ion|ed)?|mistake|rather|no|instead|final|so|thus|therefore)\b",
     re.I,
 )
 _STATEMENT = re.compile(
-    r"\b(?:answers?|choice|option)\b(?:[*_]{1,3})?(?:[^\n.:=$]{0,60}?\s(?:is|are|was|be"
-    r"|equals)\b|\s*[:=\uff1a])[\s*_]*:?"
+    r"(?:\b(?:ans(?:wers?)?|choice|option)\b(?:[*_]{1,3})?(?:[^\n.:=$]{0,60}?\s(?:is|are|was|be"
+    r"|equals)\b|\s*[:=\uff1a])|\u7b54\u6848\s*(?:\u662f|\u4e3a|[:\uff1a]))[\s*_]*[:\uff1a]?"
     r"(?:\s*(?:therefore|thus|simply|just|exactly|indeed|clearly|then|option|choice"
     r"|indeed)\b)*:?[ \t]*",
     re.I,
@@ -52,12 +54,15 @@ _HEADING = re.compile(
 )
 _LETTER_STATEMENT = re.compile(
     r"\b(?i:option|choice)\s+\(?([A-J])\)?\s+(?:is|must be)\s+(?:the\s+)?(?:correct|right|answer)"
-    r"|\(([A-J])\)\s+is\s+(?:the\s+)?(?:correct|right|answer)",
+    r"|(?<!\bor )(?<!and )(?<!, )\(([A-J])\)\s+is\s+(?:the\s+)?(?:correct|right|answer)"
+    r"|(?<!\bor )(?<!and )(?<!, )\b([A-J])\s+is\s+(?:the\s+)?(?:correct|right|best)"
+    r"\s+(?:answer|choice|option)",
 )
 _SENTENCE_END = re.compile(r"(?<![ap]\.m)(?<!\bsq)[.!?](?=\s+[A-Z\n(\\$*]|\s*\Z)|\n")
 _REASON = re.compile(
     r"[,;]?\s+(?:because|since|as|which|where|when|so|if|in order|making|giving|given|for"
     r"|after|at which|by|who)\b"
+    r"|,\s+(?:and\s+)?(?:not|rather than|instead of)\s"
     r"|\s+[\u2014\u2013]\s+|\s+-\s+(?=[a-z])|;\s",
     re.I,
 )
@@ -256,7 +261,7 @@ def _stated(text: str) -> Extraction | None:
     for match in _LETTER_STATEMENT.finditer(tail):
         letter = match
     if letter is not None and (last is None or letter.start() >= last.start()):
-        return Extraction((((letter[1] or letter[2]),),), "choice")
+        return Extraction((((letter[1] or letter[2] or letter[3]),),), "choice")
     if last is None:
         return None
     parts = [_spellings(_statement(tail, last.end()))]

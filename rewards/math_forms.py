@@ -92,7 +92,7 @@ _ALL_REALS = re.compile(
     r"|any real number"
 )
 LEAD = re.compile(
-    r"(?:(?:the|my|our)\s+)?(?:final\s+)?(?:correct\s+)?(?:answer|result|solution"
+    r"(?:(?:the|my|our)\s+)?(?:final\s+)?(?:correct\s+)?(?:answer|choice|option|result|solution"
     r"|value)\s*(?:is|:|=)\s*:?\s*"
     r"|(?:approximately|about|exactly|approx\.?|around|equals|is|a total of|we get|so|thus"
     r"|therefore|hence)[\s,:]+",
@@ -101,6 +101,34 @@ LEAD = re.compile(
 
 
 PROSE = re.compile(r"(?=.*[A-Za-z]{3})[A-Za-z0-9 ,.;'&-]+")
+
+
+_INFIX = re.compile(
+    r"\{((?:[^{}]|\{[^{}]*\})*)\\(over|choose)(?![A-Za-z])((?:[^{}]|\{[^{}]*\})*)\}"
+)
+_BRACKETS = re.compile(r"\\(?:left|right)\s*(?=[\[\]])")
+_END = r"(\s*(?:[^\s\[\](),;]|\([^()\[\]]*\)|(?<=\S)\s+){1,80})"
+_OUTWARD = re.compile(rf"([\[\]]){_END}([,;]){_END}([\[\]])")
+_TRANSPOSED = re.compile(r"(\([^()]*,[^()]*\))\s*\^\s*\{?\s*(?:\\(?:top|intercal)|T)\s*\}?\Z")
+
+
+def _inward(match: re.Match[str]) -> str:
+    opening, closing = "(" if match[1] == "]" else "[", ")" if match[5] == "[" else "]"
+    return opening + match[2] + match[3] + match[4] + closing
+
+
+def _rewritten(text: str) -> str:
+    """Rarer spellings in the common one: {a \\over b}, ]a, b[ for (a, b), a row (a, b)^T."""
+    if r"\over" in text or r"\choose" in text:
+        if text.count(r"\over") - text.count(r"\overline") == 1 and not _INFIX.search(text):
+            text = f"{{{text}}}"
+        text = _INFIX.sub(
+            lambda m: rf"\{'frac' if m[2] == 'over' else 'binom'}{{{m[1]}}}{{{m[3]}}}", text
+        )
+    brackets = "".join(c for c in text if c in "[]")
+    if brackets and brackets != "[]" * (len(brackets) // 2):
+        text = _OUTWARD.sub(_inward, _BRACKETS.sub("", text))
+    return _TRANSPOSED.sub(r"\1", text) if text.endswith(("T", "}", "top", "intercal")) else text
 
 
 def clean(text: str) -> str:
@@ -130,7 +158,7 @@ def clean(text: str) -> str:
             text = text[:-2] if text.endswith(("\\.", "\\\\")) else text[:-1]
         if text == before:
             break
-    return text
+    return _rewritten(text)
 
 
 def plain(text: str) -> str:
@@ -200,7 +228,7 @@ def text_list(words: str) -> Many | None:
         return None
     items = [fold(item) for item in re.split(r"[,;]\s*(?:and\s+)?|\s+and\s+", words)]
     if not 2 <= len(items) <= 20 or not all(
-        re.fullmatch(r"[a-z][a-z ']{0,40}", item) for item in items
+        re.fullmatch(r"(?!not\b)[a-z][a-z ']{0,40}", item) for item in items
     ):
         return None
     return Many(tuple(map(Word, items)))
@@ -225,7 +253,8 @@ def _read_based(words: str) -> Based | Quantity | None:
     name = (match[3] or match[4]).lower()
     base = int(name) if name.isdigit() else _BASE_WORDS.get(name, 0)
     digits = match[2]
-    if not 2 <= base <= 36 or not digits[0].isalnum() or not re.search(r"[0-9]", digits):
+    numeral = re.search(r"[0-9]", digits) or (base == 16 and len(digits) > 1)
+    if not 2 <= base <= 36 or not digits[0].isalnum() or not numeral:
         return None
     if any(int(c, 36) >= base for c in digits.replace(".", "")):
         return None

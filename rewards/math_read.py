@@ -16,7 +16,7 @@ from .math_lex import MAX_CHARS, Unreadable, tokenize
 from .math_nodes import Node
 from .math_numerals import literal
 from .math_parse import Parser
-from .math_regions import Region, interval, region_of, solve
+from .math_regions import Interval, Region, interval, region_of, solve
 from .math_symbols import words
 from .math_units import DEGREE, NO_UNIT
 from .math_values import (
@@ -41,6 +41,11 @@ MAX_EXPANSION = 16  # values of an expression with several plus-minus signs
 
 
 _UNIT_LETTERS = re.compile(r"[0-9)}]\s+[A-Za-z]\b|[0-9]\s?[A-Za-z]\s*/|[A-Za-z]\s*[/^]")
+# the integer k of a general solution may have any name: it is read as itself and as n
+_PARAMETER = re.compile(
+    r",\s*(?:\\[,;: ]|\\quad|\s)*([A-Za-z])\s*\\in\s*\\mathbb\s*\{?\s*Z\s*\}?\Z"
+)
+_ALONE = r"(?<![A-Za-z\\]){}(?![A-Za-z])"
 
 
 def read(text: str) -> tuple[Value, ...]:
@@ -59,6 +64,10 @@ def _read(text: str) -> tuple[Value, ...]:
     found: list[Value] = list(special_readings(text))
     value = _parse(text, unit_letters=False)
     found.extend([value] if value is not None else [])
+    bound = _PARAMETER.search(text)
+    if bound and bound[1] != "n" and not re.search(_ALONE.format("n"), text):
+        value = _parse(re.sub(_ALONE.format(bound[1]), "n", text), unit_letters=False)
+        found.extend([value] if value is not None else [])
     if _UNIT_LETTERS.search(text):
         value = _parse(text, unit_letters=True)
         found.extend([value] if value is not None and value not in found else [])
@@ -151,9 +160,27 @@ def _quantity(node: Node) -> Value:
         raise Unreadable("a list or unit inside an expression")
     if unit is not None and (unit == NO_UNIT or unit.dims == (("percent", 1),)):
         percent, unit = percent or unit != NO_UNIT, None
-    if node[0] == "matrix" and unit is None:
-        return Matrix(node[1])
+    rows = _matrix_rows(node) if unit is None else None
+    if rows is not None:
+        return Matrix(rows)
     return Quantity(node, unit, percent)
+
+
+def _matrix_rows(node: Node) -> tuple[tuple[Node, ...], ...] | None:
+    """The rows of a matrix that may have a sign, a factor or a divisor."""
+    if node[0] == "matrix":
+        return node[1]
+    parts = node[1] if node[0] == "mul" else node[1:] if node[0] in ("neg", "div") else ()
+    held = [(place, rows) for place, p in enumerate(parts) if (rows := _matrix_rows(p))]
+    if len(held) != 1 or (node[0] == "div" and held[0][0] == 1):
+        return None
+    place, rows = held[0]
+
+    def scaled(cell: Node) -> Node:
+        inside = (*parts[:place], cell, *parts[place + 1 :])
+        return ("mul", inside) if node[0] == "mul" else (node[0], *inside)
+
+    return tuple(tuple(map(scaled, row)) for row in rows)
 
 
 _NO_EXPRESSION = words("list rel set builder seq cup cap minus domain unit base ratio")
@@ -233,6 +260,8 @@ def _several(node: Node) -> Value:
             return combine_regions(
                 regions, "or" if "or" in separators else "and" if "and" in separators else ","
             )
+    if "or" in separators and (points := _with_points(nodes)) is not None:
+        return points
     if nodes[0][0] == "rel" and nodes[0][1] == ("!=",) and all(n[0] != "rel" for n in nodes[1:]):
         left = nodes[0][2][0]  # x != 1, 2
         return combine_regions(
@@ -245,6 +274,23 @@ def _several(node: Node) -> Value:
         if general is not None:
             return general
     return Many(_flat(nodes))
+
+
+def _with_points(nodes: tuple[Node, ...]) -> Region | None:
+    """`k < 0 or k = 1`: regions and single values of one variable."""
+    if not all(n[0] == "rel" for n in nodes) or all(n[1] == ("=",) for n in nodes):
+        return None
+    regions = []
+    for value in map(convert, nodes):
+        if isinstance(value, Assign) and isinstance(value.value, Quantity):
+            node = value.value.node
+            if variables(node) or value.value.unit is not None:
+                return None
+            value = Region((Interval(node, node, True, True),), value.target)
+        if not isinstance(value, Region):
+            return None
+        regions.append(value)
+    return combine_regions(regions, "or") if len({r.variable for r in regions}) == 1 else None
 
 
 def _general_solution(nodes: tuple[Node, ...]) -> Value | None:

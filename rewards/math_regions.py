@@ -134,9 +134,11 @@ def region_of(node: Node) -> Region:
     if kind in ("cup", "set") and len(node[1]) > MAX_PIECES:
         raise Unreadable("too many intervals")
     if kind == "domain":
-        if node[1] != "R":
+        if node[1] not in ("R", "R+", "R-"):
             raise Unreadable("a set of numbers that is no interval")
-        return Region((Interval(MINUS_INFINITY, INFINITY, False, False),))
+        low = ("num", Fraction(0)) if node[1] == "R+" else MINUS_INFINITY
+        high = ("num", Fraction(0)) if node[1] == "R-" else INFINITY
+        return Region((Interval(low, high, False, False),))
     if kind == "seq" and len(node[3]) == 2 and node[1] in "([" and node[2] in ")]":
         return interval(node)
     if kind == "set":

@@ -132,9 +132,8 @@ def change_digit(gold: str, draw: random.Random) -> str | None:
 
 
 def change_sign(gold: str, draw: random.Random) -> str | None:
-    return (
-        None if gold.startswith(("0", "-0")) else gold[1:] if gold.startswith("-") else "-" + gold
-    )
+    zero = not re.search("[1-9a-z]", re.sub(r"\\[a-z]+\{pmatrix\}", "", gold))  # or a zero vector
+    return None if zero or gold.startswith("0") else gold[1:] if gold[0] == "-" else "-" + gold
 
 
 def drop_item(gold: str, draw: random.Random) -> str | None:
