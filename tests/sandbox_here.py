@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from thinkrl.rewards.sandbox import isolation_level
 
 LEVEL = isolation_level()

@@ -115,7 +115,7 @@ def test_a_few_unscored_rounds_are_borne_later(tmp_path: Path) -> None:
         return [float(len(text)) if scored else None for text in completions]
 
     make_trainer(tmp_path / "a", rewards=sometimes, max_steps=4).train()
-    with pytest.raises(RunError, match="step 7: .*nothing would be learned"):
+    with pytest.raises(RunError, match=r"step 7: .*nothing would be learned"):
         make_trainer(tmp_path / "b", rewards=sometimes, max_steps=8).train()
 
 
