@@ -36,8 +36,8 @@ def _blocks(text: str) -> list[_Block]:
                 indent, fence, language = match.groups()
                 lines = []
             continue
-        closes = match and not match[3] and match[2][0] == fence[0] and len(match[2]) >= len(fence)
-        if closes:
+        bare = match and not match[3] and len(match[1]) <= len(indent) + 3  # deeper: a docstring's
+        if match and bare and match[2][0] == fence[0] and len(match[2]) >= len(fence):
             blocks.append(_Block(language, "\n".join(lines)))
             fence = ""
         else:

@@ -59,6 +59,7 @@ _LETTER_STATEMENT = re.compile(
     r"\s+(?:answer|choice|option)",
 )
 _SENTENCE_END = re.compile(r"(?<![ap]\.m)(?<!\bsq)[.!?](?=\s+[A-Z\n(\\$*]|\s*\Z)|\n")
+_LISTED = re.compile(r"\.\s+(?:[A-J]|-?[0-9]+)[.,](?=[\s$*]|\Z)")  # A. B. C.
 _REASON = re.compile(
     r"[,;]?\s+(?:because|since|as|which|where|when|so|if|in order|making|giving|given|for"
     r"|after|at which|by|who)\b"
@@ -290,8 +291,10 @@ def _spellings(rest: str) -> tuple[str, ...]:
     if display:
         return (display[1].strip(),)
     ends = (m.start() for m in _SENTENCE_END.finditer(rest))
-    sentence = rest[: next((end for end in ends if _balanced(rest[:end])), len(rest))]
-    sentence = sentence.strip(" \t*_")
+    end = next((end for end in ends if _balanced(rest[:end])), len(rest))
+    if _LISTED.match(rest, end):
+        end = len(rest)
+    sentence = rest[:end].strip(" \t*_")
     found = [sentence]
     reason = _REASON.search(sentence)
     if reason and sentence[: reason.start()].strip():

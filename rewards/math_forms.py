@@ -35,7 +35,7 @@ _CHOICE = re.compile(
 _CHOICE_WITH_TEXT = re.compile(
     r"(?:(?:option|choice)\s+)?(?:\(([A-J])\)|\[([A-J])\]|([A-J])[).:])\s*(\S.*)\Z", re.S
 )
-_ANOTHER_CHOICE = re.compile(r"\([A-J]\)|\b[A-J][).:]|\bor\b|\band\b|\boption", re.I)
+_ANOTHER_CHOICE = re.compile(r"\A[A-J]\W*\Z|\([A-J]\)|\b[A-J][).:]|\bor\b|\band\b|\boption", re.I)
 _BASED = re.compile(
     r"(-?)\s*\(?([0-9A-Za-z]+(?:\.[0-9A-Za-z]+)?)\)?\s*(?:_\s*\{?\s*\(?\s*(?:base\s*)?([0-9]{1,2}|[a-z]+)\s*\)?\s*\}?"
     r"|\(?\s*(?:in\s+)?base\s*[- ]?\s*([0-9]{1,2}|[a-z]+)\s*\)?)\Z",

@@ -301,7 +301,11 @@ class _Lexer:
             return end if name == "phantom" else open_at + 1
         if name in _STYLE:
             if name in ("left", "right"):
-                return end + 1 if text[end : end + 1] == "." else end
+                following = text[end : end + 1]
+                if following in ("<", ">"):  # \left< and \right> are angle brackets
+                    self.depth += 1 if following == "<" else -1
+                    self.add("op", "langle" if following == "<" else "rangle")
+                return end + 1 if following in (".", "<", ">") else end
             self.spaced = True
         elif name in FUNCTIONS and name not in ("sqrt", "cbrt", "binomial"):
             self.add("fn", name)

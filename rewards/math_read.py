@@ -402,7 +402,8 @@ def _named_quantity(node: Node) -> bool:
 
 
 def _differential(node: Node) -> bool:
-    return node[0] == "mul" and len(node[1]) == 2 and node[1][0] == ("sym", "d")
+    marks = (("sym", "d"), ("sym", "\\partial"))
+    return node[0] == "mul" and len(node[1]) == 2 and node[1][0] in marks
 
 
 def _equality(ops: tuple[str, ...], sides: tuple[Node, ...]) -> Value:
@@ -456,7 +457,7 @@ def _roughly(left: Node, right: Node) -> bool:
     """Whether the right side is the left one rounded: to its own decimals, or within 1 %."""
     mp = context(LOW)
     a, b = (numeric(node, {}, mp, Budget(_CHECK_S)) for node in (left, right))
-    return abs(a - b) <= _unit_in_last_place(right, abs(a) / 100)
+    return a == b or abs(a - b) < _unit_in_last_place(right, abs(a) / 100)
 
 
 def _unit_in_last_place(node: Node, default: Any) -> Any:

@@ -190,7 +190,7 @@ def _solve_two(op: str, left: Node, right: Node) -> Region | None:
         return _linear(op, ("add", (left, ("neg", right))), ("num", Fraction(0)))
     if left[0] in ("sym", "call"):
         return Region(_ray(op, right), left)
-    if left[0] == "fn" and left[1] == "abs" and left[2][0][0] == "sym":
+    if left[0] == "fn" and left[1] == "abs" and len(variables(left)) == 1:
         return _absolute(op, left[2][0], right)
     return _linear(op, left, right)
 
@@ -203,19 +203,18 @@ def _ray(op: str, end: Node) -> tuple[Interval, ...]:
     return (Interval(end, INFINITY, op == ">=" and end != MINUS_INFINITY, False),)
 
 
-def _absolute(op: str, variable: Node, bound: Node) -> Region | None:
-    below = ("neg", bound)
-    if order(("num", Fraction(0)), bound) >= 0 and op != "!=":
+def _absolute(op: str, inside: Node, bound: Node) -> Region | None:
+    """|x| op c and |a x + b| op c, for positive c."""
+    if op == "!=" or order(("num", Fraction(0)), bound) >= 0:
         return None
-    if op in ("<", "<="):
-        return Region((Interval(below, bound, op == "<=", op == "<="),), variable)
-    if op in (">", ">="):
-        return Region(merge((*_ray("<" + op[1:], below), *_ray(op, bound))), variable)
-    return None
+    below, above = _solve_two(_FLIP[op], inside, ("neg", bound)), _solve_two(op, inside, bound)
+    if below is None or above is None:
+        return None
+    return below.intersection(above) if op in ("<", "<=") else below.union(above)
 
 
 def _linear(op: str, left: Node, right: Node) -> Region | None:
-    """a x + b op c, with rational coefficients."""
+    """a x + b op c, with rational coefficients a and b."""
     names = variables(left)
     if len(names) != 1:
         return None
@@ -223,12 +222,15 @@ def _linear(op: str, left: Node, right: Node) -> Region | None:
     try:
         budget = Budget(_READ_BUDGET_S)
         at = [exact(left, {name: Fraction(x)}, budget) for x in (0, 1, 2, 5)]
-        bound = exact(right, {}, budget)
     except (Inexact, NoValue):
+        return None
+    try:
+        end: Node = ("num", (exact(right, {}, budget) - at[0]) / (at[1] - at[0] or 1))
+    except Inexact:
+        end = ("div", ("add", (right, ("num", -at[0]))), ("num", at[1] - at[0]))
+    except NoValue:
         return None
     slope = at[1] - at[0]
     if slope == 0 or at[2] != at[0] + 2 * slope or at[3] != at[0] + 5 * slope:
         return None
-    return Region(
-        _ray(op if slope > 0 else _FLIP[op], ("num", (bound - at[0]) / slope)), ("sym", name)
-    )
+    return Region(_ray(op if slope > 0 else _FLIP[op], end), ("sym", name))

@@ -128,7 +128,10 @@ _NOT_UNITS = words(
     "correct true false yes base only exactly even odd prime zero one two three four five six "
     "seven eight nine ten i we my"
 )
-_FUNCTION_WORDS = words("the a an of in on at total different distinct each")
+_FUNCTION_WORDS = words(
+    "the a an of in on at total different distinct each left remaining altogether together"
+)
+_AFTER_UNITS = words("old long tall wide high deep thick apart away left remaining altogether")
 
 
 def _build() -> dict[str, Unit]:
@@ -214,6 +217,8 @@ class PhraseReader:
             self.scale *= _SCALES[self.word()]
             self.pos += 1
         unit = self.product()
+        if unit is not None and self.word() in _AFTER_UNITS:
+            self.pos += 1  # 20 years old, 3 feet deep
         if unit is None and self.scale == 1:
             self.pos = start
         return unit if unit is not None else (NO_UNIT if self.scale != 1 else None)

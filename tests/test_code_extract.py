@@ -97,3 +97,8 @@ def test_long_texts_are_read_at_once(text: str) -> None:
     code = extract_code(f"{text}</think>\n<answer>\n```python\n{CODE}```\n</answer>")
     assert code == CODE
     assert extract_code(text) is None or extract_code(text).strip() in text  # type: ignore[union-attr]
+
+
+def test_a_fence_in_a_docstring_does_not_end_the_block() -> None:
+    code = 'def f(x):\n    """Add one.\n\n    ```\n    f(1)\n    ```\n    """\n    return x + 1\n'
+    assert extract_code(f"```python\n{code}```\nDone.") == code
