@@ -1,7 +1,8 @@
 """Which kernels run: chosen once, by name.
 
 `triton` needs a CUDA device of compute capability 8.0 or more, or Triton's interpreter
-(TRITON_INTERPRET=1, for tests). `auto` is `triton` on such a device and `torch` everywhere else.
+(TRITON_INTERPRET=1, for tests). `auto` is `torch`: the Triton kernels pass in the interpreter and
+compile for sm_80 and sm_90, but nothing here has run on a GPU yet, and a default must have.
 """
 
 from __future__ import annotations
@@ -25,16 +26,14 @@ def resolve_backend(name: str = "auto", *, device: torch.device | str = "cpu") -
 def _resolve(name: str, device: torch.device) -> str:
     if name not in BACKENDS:
         raise ValueError(f"backend={name!r}: unknown; use one of {', '.join(BACKENDS)}")
-    if name == "torch":
+    if name in ("auto", "torch"):
         return "torch"
     if name == "triton" and os.environ.get("TRITON_INTERPRET") == "1":
         return "triton"
     reason = _why_not_triton(device)
-    if reason is None:
-        return "triton"
-    if name == "triton":
+    if reason is not None:
         raise ValueError(f"backend='triton': {reason}; use 'auto' or 'torch'")
-    return "torch"
+    return "triton"
 
 
 def _why_not_triton(device: torch.device) -> str | None:
