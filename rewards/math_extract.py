@@ -59,6 +59,7 @@ _LETTER_STATEMENT = re.compile(
     r"\s+(?:answer|choice|option)",
 )
 _SENTENCE_END = re.compile(r"(?<![ap]\.m)(?<!\bsq)[.!?](?=\s+[A-Z\n(\\$*]|\s*\Z)|\n")
+_PLURAL = re.compile(r"\b(?:solutions|roots|zeros|values)\b[^.]*\bare\b", re.I)
 _LISTED = re.compile(r"\.\s+(?:[A-J]|-?[0-9]+)[.,](?=[\s$*]|\Z)")  # A. B. C.
 _REASON = re.compile(
     r"[,;]?\s+(?:because|since|as|which|where|when|so|if|in order|making|giving|given|for"
@@ -329,6 +330,8 @@ def _sentence_value(text: str) -> tuple[str, ...]:
     segments = _segments(sentence)
     if segments:
         unique = list(dict.fromkeys(s for s in segments if not _NAME.fullmatch(s)))
+        if len(unique) > 1 and _PLURAL.search(outside):
+            return (", ".join(unique),)
         return (unique[0],) if len(unique) == 1 else ()
     if "\\" in sentence:
         return ()
