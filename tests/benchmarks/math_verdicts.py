@@ -77,7 +77,8 @@ def digit(gold: str, draw: random.Random) -> str | None:
 def sign(gold: str, draw: random.Random) -> str | None:
     if "-" in gold:
         return gold.replace("-", "", 1) if draw.random() < 0.5 else gold.replace("-", "+", 1)
-    return None if gold.startswith("0") or "\\text" in gold else "-" + gold
+    zero = gold.startswith("0") or re.fullmatch(r"(?:\\(?:begin|end)\{pmatrix\}|[0\s&\\])+", gold)
+    return None if zero or "\\text" in gold else "-" + gold
 
 
 def subscript(gold: str, draw: random.Random) -> str | None:
