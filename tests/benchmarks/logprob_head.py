@@ -66,7 +66,7 @@ def measure(name: str, *, tokens: int, width: int, vocab: int, device: str, roun
     hidden = torch.randn(tokens, width, dtype=dtype, device=device).requires_grad_()
     weight = (torch.randn(vocab, width, dtype=dtype, device=device) / width**0.5).requires_grad_()
     target = torch.randint(vocab, (tokens,), device=device)
-    hidden.grad, weight.grad = torch.zeros_like(hidden), torch.zeros_like(weight)
+    hidden.grad, weight.grad = torch.ones_like(hidden), torch.ones_like(weight)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
