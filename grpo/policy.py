@@ -54,9 +54,16 @@ class TokenLogprobs(nn.Module):
             hidden_RLD = self.model(input_ids_RL, positions_BT=positions_RL, mask=mask)
             # embedding: its backward adds up repeated positions deterministically.
             hidden_ND = nn.functional.embedding(at_N, hidden_RLD.flatten(0, 1))
-            weight_VD = base_model(self.model).head_weight
+            base = base_model(self.model)
+            weight_VD = base.head_weight
             if not self.filtered:
-                return linear_logprob(hidden_ND, weight_VD, target_N, temperature=self.temperature)
+                return linear_logprob(
+                    hidden_ND,
+                    weight_VD,
+                    target_N,
+                    temperature=self.temperature,
+                    backend=base.kernels,
+                )
             logits_NV = hidden_ND @ weight_VD.T
         return filtered_logprob(logits_NV, target_N, temperature=self.temperature, **self.filters)
 

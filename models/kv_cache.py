@@ -35,9 +35,15 @@ class PromptCache:
     """Attends within packed prompts and keeps each layer's keys and values."""
 
     def __init__(
-        self, lengths: Sequence[int], *, window: int | None, device: torch.device | str
+        self,
+        lengths: Sequence[int],
+        *,
+        window: int | None,
+        device: torch.device | str,
+        kernels: str = "auto",
     ) -> None:
         self.lengths = list(lengths)
+        self.kernels = kernels
         self.mask = packed_causal(self.lengths, window=window).to(device)
         self.layers: list[Tensor] = []  # [2, T, K, D], T the sum of lengths
 
@@ -45,7 +51,7 @@ class PromptCache:
         """Attention of each prompt within itself -> out_1THD; called in the order of layers."""
         assert layer == len(self.layers)
         self.layers.append(torch.cat((k_1TKD, v_1TKD)))
-        return attention(q_1THD, k_1TKD, v_1TKD, mask=self.mask)
+        return attention(q_1THD, k_1TKD, v_1TKD, mask=self.mask, backend=self.kernels)
 
     def padded(self, width: int) -> list[Tensor]:
         """Each layer's keys and values as [2, K, P, width, D], float32 or wider, zeros behind."""

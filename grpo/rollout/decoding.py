@@ -211,7 +211,9 @@ class Decoding:
         for part in _chunks(prompts, [len(p.token_ids) for p in self.prompts]):
             rows = [self.prompts[p].token_ids for p in part]
             lengths = [len(row) for row in rows]
-            cache = PromptCache(lengths, window=self.window, device=self.device)
+            cache = PromptCache(
+                lengths, window=self.window, device=self.device, kernels=self.model.kernels
+            )
             ids_1T = torch.tensor([t for row in rows for t in row], device=self.device)[None]
             positions_1T = torch.cat([torch.arange(n) for n in lengths])[None].to(self.device)
             hidden_1TD = self.model(ids_1T, positions_BT=positions_1T, cache=cache)
