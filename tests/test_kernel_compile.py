@@ -22,6 +22,7 @@ triton = pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
+from thinkrl.kernels import logits_triton  # noqa: E402
 from thinkrl.kernels.flash_backward import key_value_grad_kernel, query_grad_kernel  # noqa: E402
 from thinkrl.kernels.flash_forward import forward_kernel  # noqa: E402
 
@@ -69,7 +70,9 @@ QUICK: list[tuple[Architecture, int, int, Pass]] = [
 ALL = [(*row, which) for row in TABLE for which in get_args(Pass)]
 
 
-def build(architecture: Architecture, bits: int, D: int, which: Pass, capability: int) -> Report:
+def build(
+    architecture: Architecture, bits: int, D: int, which: Pass, capability: int, **sizes: int
+) -> Report:
     tile = lookup(which, architecture, bits=bits, D=D)
     dtype = "*bf16" if bits == 16 else "*fp32"
     return compile_kernel(
@@ -81,6 +84,7 @@ def build(architecture: Architecture, bits: int, D: int, which: Pass, capability
             "BLOCK_Q": tile.queries,
             "BLOCK_K": tile.keys,
             "PRECISION": "tf32x3",
+            **sizes,
         },
         capability=capability,
         num_warps=tile.warps,
@@ -105,6 +109,37 @@ def test_what_the_machine_code_uses(
         assert report.async_loads > 0
     assert report.shared <= SHARED_BYTES[architecture]
     assert report.spilled <= SPILLED.get((architecture, bits, D, which), 0)
+
+
+@pytest.mark.parametrize("which", [pytest.param(k, marks=pytest.mark.slow) for k in KERNELS])
+def test_a_size_of_one_is_a_constant(which: Pass) -> None:
+    """A launch compiles an argument of 1 into the program: one row, one head, one token."""
+    ones = dict.fromkeys(("B", "H", "group", "T", "S", "index_width"), 1)
+    report = build("hopper", 16, 80, which, 90, **ones)
+    assert report.wgmma > 0
+
+
+LOGIT_TYPES = {
+    **dict.fromkeys(("Z", "DZ"), "*bf16"),
+    **dict.fromkeys(("LOGPROB", "ENTROPY", "LSE", "UP", "DOWN"), "*fp32"),
+    "TARGET": "*i64",
+    "inverse_temperature": "fp32",
+    **dict.fromkeys(("row_stride", "z_stride", "dz_stride", "V", "blocks"), "i32"),
+}
+
+
+@pytest.mark.parametrize("capability", [pytest.param(80, marks=pytest.mark.slow), 90])
+def test_the_log_prob_head(capability: int) -> None:
+    shared: dict[str, Any] = {"types": LOGIT_TYPES, "capability": capability, "num_stages": 3}
+    shared |= {"num_warps": logits_triton._WARPS}
+    fold = {"BLOCK": logits_triton._FOLD_BLOCK}
+    gradient = {"BLOCK": logits_triton._GRADIENT_BLOCK, "HAS_DOWN": True}
+    for kernel, constants in (
+        (logits_triton.fold_kernel, fold), (logits_triton.gradient_kernel, gradient),
+    ):  # fmt: skip
+        report = compile_kernel(kernel, constants=constants, **shared)
+        assert report.spilled == 0 and report.registers <= 128
+        assert report.shared <= SHARED_BYTES["ampere"]
 
 
 @pytest.mark.parametrize(("D", "row"), [(8, 64), (64, 64), (65, 128), (128, 128), (256, 256)])
