@@ -3,7 +3,8 @@
 #   make quickstart      teach a small LLaMA to think, on two CPU cores
 #   make test            every test that needs no GPU
 #   make recipes         the quick-start on all its seeds
-#   make test-kernels    the full matrix of the kernel tests
+#   make test-kernels    the full matrix of the kernel tests, and planted bugs that they must notice
+#   make test-triton-3.6 the machine code of the kernels under the oldest Triton
 #   make lint            ruff and pyright
 #
 # PYTHON=python3.12      which Python builds .venv (3.11 or later)
@@ -20,7 +21,7 @@ STAMP := .venv/.installed
 THREADS := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 .DELETE_ON_ERROR:
-.PHONY: setup quickstart test recipes test-kernels lint clean
+.PHONY: setup quickstart test recipes test-kernels test-triton-3.6 lint clean
 
 setup: $(STAMP)
 
@@ -42,7 +43,15 @@ recipes: setup
 	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) tests/test_quickstart.py
 
 test-kernels: setup
-	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) -k 'attention or masks or logprob or kernel'
+	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) \
+	    -k 'attention or masks or logprob or kernel or token_loss'
+	$(THREADS) $(BIN)/python tests/kernels/mutations.py
+
+# The least Triton that is supported, and the one of the GPU reference. It only compiles here.
+test-triton-3.6: setup
+	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target .venv/triton-3.6 triton==3.6.0
+	PYTHONPATH=.venv/triton-3.6 TRITON_CACHE_DIR=.venv/triton-3.6/cache \
+	    $(THREADS) $(BIN)/python -m pytest -n $(WORKERS) tests/test_kernel_compile.py
 
 lint: setup
 	$(BIN)/ruff check .
