@@ -29,12 +29,19 @@ TRL_CHUNK = 32768  # vocabulary columns, as its trainer asks for
 Step = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
+def backend_for(hidden: Tensor) -> str:
+    return "triton" if hidden.is_cuda else "torch"
+
+
 def token_loss(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-    return linear_token_loss(hidden, weight, target, lambda logp, _entropy, _rows: -logp)[0]
+    loss, _, _ = linear_token_loss(
+        hidden, weight, target, lambda logp, _entropy, _rows: -logp, backend=backend_for(hidden)
+    )
+    return loss
 
 
 def logprob(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-    logprobs, _ = linear_logprob(hidden, weight, target)
+    logprobs, _ = linear_logprob(hidden, weight, target, backend=backend_for(hidden))
     return -logprobs.sum()
 
 
