@@ -55,9 +55,6 @@ class RunFolder:
         """Where the trained checkpoint goes; it exists once the stage is done."""
         return self.path / "final"
 
-    def checkpoint_path(self, step: int) -> Path:
-        return self.path / "checkpoints" / f"step_{step:06d}"
-
     def rollouts_path(self, step: int) -> Path:
         return self.path / "rollouts" / f"step_{step:06d}.parquet"
 

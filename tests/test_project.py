@@ -25,7 +25,7 @@ LAZY = {"vllm", "datasets", "ray", "bitsandbytes", "torchao", "trl", "math_verif
 
 MAX_FILE_LINES = 600
 MAX_FUNCTION_LINES = 60
-LONG_FUNCTIONS = {"grpo/trainer.py:train": 120}
+LONG_FUNCTIONS: dict[str, int] = {}  # "folder/file.py:function": lines, where it must be longer
 
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
