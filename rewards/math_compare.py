@@ -227,9 +227,6 @@ class Comparison:
             return ""  # a list in a program's style may be a set, two ends are an interval
         return self.in_order(_by_name(gold.items), answer.items)
 
-    def ordered_assign(self, gold: Ordered, answer: Assign) -> str:
-        return self.match(gold, answer.value)
-
     def matrix(self, gold: Matrix, answer: Matrix) -> str:
         if len(gold.rows) != len(answer.rows) or len(gold.rows[0]) != len(answer.rows[0]):
             return ""
